@@ -1,0 +1,1 @@
+"""Combinatorial numerics on plain tensors: assignment, exchange graph, price densities, marginals, rounding."""
