@@ -1,0 +1,29 @@
+"""Batched experts: datapoints in, an assignment, every expert applied to its own datapoints, results back in place.
+
+The way of the data has four steps, all at fixed shapes, so that nothing waits for the host and the whole compiles to
+one graph:
+
+1. :func:`dispatch_plan` turns an assignment (*batch, n) into slots: datapoint i sits in slot (e, s) of expert e.
+2. :func:`dispatch` gathers the datapoints by expert, (*batch, n, d) → (*batch, k, c, d).
+3. :func:`expert_forward` applies every expert to its c slots as one batched matrix product.
+4. :func:`combine` gathers the results back, (*batch, k, c, d) → (*batch, n, d).
+
+:class:`BatchedExperts` holds the parameters and runs all four. Dimensions: n datapoints, k experts, c slots an expert
+(its capacity), d features.
+"""
+
+from prob_moe.experts.functional import batched_linear, expert_forward
+from prob_moe.experts.gather import combine, dispatch
+from prob_moe.experts.layer import BatchedExperts, BatchedLinear
+from prob_moe.experts.plan import DispatchPlan, dispatch_plan
+
+__all__ = [
+    "BatchedExperts",
+    "BatchedLinear",
+    "DispatchPlan",
+    "batched_linear",
+    "combine",
+    "dispatch",
+    "dispatch_plan",
+    "expert_forward",
+]

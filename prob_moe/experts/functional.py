@@ -1,0 +1,62 @@
+"""Experts as functions of their stacked parameters: every expert, and every model of a stack, in one matrix product."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def batched_linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """
+    y = x W_e + b_e for every expert e, as one batched matrix product.
+
+    Leading dimensions broadcast as in :func:`torch.matmul`. Those of ``inputs`` that ``weight`` lacks share its
+    parameters: they are folded into the rows of the product, so the parameters are never copied.
+
+    :param inputs: (*batch, k, c, d).
+    :param weight: (*models, k, d, h).
+    :param bias: (*models, k, h).
+    :return: (*batch, k, c, h).
+    """
+    shared = inputs.shape[: max(inputs.dim() - weight.dim(), 0)]
+    rows = inputs
+    if shared:
+        rows = rows.movedim(tuple(range(len(shared))), tuple(range(-2 - len(shared), -2)))
+        rows = rows.flatten(-2 - len(shared), -2)
+    lead = torch.broadcast_shapes(rows.shape[:-2], weight.shape[:-2])
+    rows = rows.expand(*lead, *rows.shape[-2:])
+    left = rows.flatten(0, -3)
+    right = weight.expand(*lead, *weight.shape[-2:]).flatten(0, -3)
+    if bias is None:
+        out = torch.bmm(left, right)
+    else:
+        out = torch.baddbmm(bias.expand(*lead, bias.shape[-1]).flatten(0, -2).unsqueeze(-2), left, right)
+    out = out.unflatten(0, lead)
+    if shared:
+        out = out.unflatten(-2, (*shared, inputs.shape[-2]))
+        out = out.movedim(tuple(range(-2 - len(shared), -2)), tuple(range(len(shared))))
+    return out
+
+
+def expert_forward(
+    inputs: Tensor,
+    weight_hidden: Tensor | None,
+    bias_hidden: Tensor | None,
+    weight_output: Tensor,
+    bias_output: Tensor | None,
+    activation: Callable[[Tensor], Tensor] = torch.relu,
+) -> Tensor:
+    """
+    Linear experts, or experts with one hidden layer, on data that is already dispatched.
+
+    :param inputs: (*batch, k, c, d).
+    :param weight_hidden: (*models, k, d, h), or None for linear experts.
+    :param bias_hidden: (*models, k, h) or None.
+    :param weight_output: (*models, k, h, out), for linear experts (*models, k, d, out).
+    :param bias_output: (*models, k, out) or None.
+    :param activation: elementwise callable between the two layers.
+    :return: (*batch, k, c, out).
+    """
+    if weight_hidden is not None:
+        inputs = activation(batched_linear(inputs, weight_hidden, bias_hidden))
+    return batched_linear(inputs, weight_output, bias_output)

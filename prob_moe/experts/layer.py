@@ -1,0 +1,192 @@
+"""The expert layer as a module: stacked parameters, an assignment, outputs in the order of the datapoints."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from prob_moe.experts.functional import batched_linear, expert_forward
+from prob_moe.experts.gather import combine, dispatch
+from prob_moe.experts.plan import dispatch_plan
+from prob_moe.experts.validation import check_features, check_positive_int
+
+
+class BatchedLinear(nn.Module):
+    """
+    One linear map for each of k experts: :func:`~prob_moe.experts.batched_linear` with its parameters.
+
+    :param num_experts: k.
+    :param in_features: d.
+    :param out_features: h.
+    :param bias: whether to add a bias.
+    :param batch_shape: leading dimensions of independent sets of experts.
+    """
+
+    def __init__(
+        self,
+        num_experts: int,
+        in_features: int,
+        out_features: int,
+        *,
+        bias: bool = True,
+        batch_shape: tuple[int, ...] = (),
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        lead = (*batch_shape, num_experts)
+        self.weight = nn.Parameter(torch.empty(*lead, in_features, out_features, device=device, dtype=dtype))
+        if bias:
+            self.bias = nn.Parameter(torch.empty(*lead, out_features, device=device, dtype=dtype))
+        else:
+            self.register_parameter("bias", None)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw weight and bias from U(-1/√d, 1/√d), as :class:`torch.nn.Linear` does for each expert alone."""
+        bound = 1 / math.sqrt(self.weight.shape[-2])
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -bound, bound)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """
+        :param inputs: (*batch, k, c, d), where the last dimensions of the batch are ``batch_shape``.
+        :return: (*batch, k, c, h).
+        """
+        return batched_linear(inputs, self.weight, self.bias)
+
+    def extra_repr(self) -> str:
+        *batch_shape, k, d, h = self.weight.shape
+        stacked = f", batch_shape={tuple(batch_shape)}" if batch_shape else ""
+        return f"num_experts={k}, in_features={d}, out_features={h}, bias={self.bias is not None}{stacked}"
+
+
+class BatchedExperts(nn.Module):
+    """
+    k experts, y_i = f_{e(i)}(x_i), each applied to the datapoints that an assignment gives to it.
+
+    An expert is linear, or has one hidden layer: f_e(x) = activation(x W_e + b_e) V_e + a_e. Shapes are fixed,
+    (k, c, d) whatever the assignment, so a step costs two batched matrix products of k·c rows and two gathers; it is
+    deterministic, never waits for the device (but for the optional checks), and compiles without a graph break. Leading
+    dimensions of the data share the parameters.
+
+        >>> layer = BatchedExperts(num_experts=4, in_features=8, hidden_features=32, out_features=3)
+        >>> assignment = torch.tensor([0, 3, ~3, 0, 2])  # the third datapoint was dropped
+        >>> y = layer(torch.randn(5, 8), assignment, capacity=2)
+        >>> y.shape, bool((y[2] == 0).all())
+        (torch.Size([5, 3]), True)
+
+    :param num_experts: k.
+    :param in_features: d.
+    :param hidden_features: h, or None for linear experts.
+    :param out_features: features of an expert's output.
+    :param activation: callable between the layers, elementwise.
+    :param bias: whether the layers have biases.
+    :param residual: whether to add x to the output; dropped datapoints then pass through unchanged.
+    :param batch_shape: leading dimensions of independent sets of experts: with ``batch_shape=(s,)``, assignments of
+        shape (*batch, s, n) train s models at once.
+    :raises ValueError: a size is not a positive int, or ``residual`` with different numbers of features.
+    """
+
+    def __init__(
+        self,
+        num_experts: int,
+        in_features: int,
+        hidden_features: int | None,
+        out_features: int,
+        *,
+        activation: Callable[[Tensor], Tensor] = torch.relu,
+        bias: bool = True,
+        residual: bool = False,
+        batch_shape: tuple[int, ...] = (),
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        sizes = {"num_experts": num_experts, "in_features": in_features, "out_features": out_features}
+        if hidden_features is not None:
+            sizes["hidden_features"] = hidden_features
+        for name, size in sizes.items():
+            check_positive_int(name, size)
+        if residual and in_features != out_features:
+            raise ValueError(
+                f"residual=True adds the input to the output, but in_features={in_features} differs from "
+                f"out_features={out_features}; make them equal"
+            )
+        self.num_experts = num_experts
+        self.in_features = in_features
+        self.hidden_features = hidden_features
+        self.out_features = out_features
+        self.activation = activation
+        self.residual = residual
+        self.batch_shape = torch.Size(batch_shape)
+
+        def linear(inputs: int, outputs: int) -> BatchedLinear:
+            return BatchedLinear(
+                num_experts, inputs, outputs, bias=bias, batch_shape=self.batch_shape, device=device, dtype=dtype
+            )
+
+        self.hidden = None if hidden_features is None else linear(in_features, hidden_features)
+        self.output = linear(hidden_features or in_features, out_features)
+
+    def forward(
+        self,
+        x: Tensor,
+        assignment: Tensor,
+        *,
+        capacity: int,
+        mask: Tensor | None = None,
+        validate_args: bool | None = None,
+    ) -> Tensor:
+        """
+        :param x: (*batch, n, d); leading dimensions broadcast to those of the assignment.
+        :param assignment: long (*batch, n); e for expert e, ~e for dropped. The batch ends with ``batch_shape``.
+        :param capacity: c, slots of every expert.
+        :param mask: bool (*batch, n); False for padding, which takes no slot.
+        :param validate_args: whether to check the assignment's values, see :func:`dispatch_plan`.
+        :return: (*batch, n, out_features); zero rows (x with ``residual``) where dropped or masked.
+        :raises ValueError: an argument does not fit, see :func:`dispatch_plan`.
+        """
+        plan = dispatch_plan(assignment, self.num_experts, capacity, mask, validate_args=validate_args)
+        *batch, n = assignment.shape
+        if tuple(batch[len(batch) - len(self.batch_shape) :]) != self.batch_shape:
+            raise ValueError(
+                f"assignment must have shape (*batch, {', '.join(map(str, self.batch_shape))}, n) for experts of "
+                f"batch_shape {tuple(self.batch_shape)}, but has shape {tuple(assignment.shape)}; use assignment.expand"
+            )
+        check_features("x", x, (n, self.in_features), torch.Size(batch))
+        out = combine(self.forward_dispatched(dispatch(x, plan)), plan)
+        return x + out if self.residual else out
+
+    def forward_dispatched(self, inputs: Tensor) -> Tensor:
+        """
+        Every expert on its own slots, without the residual.
+
+        :param inputs: (*batch, k, c, d), as :func:`dispatch` makes it.
+        :return: (*batch, k, c, out_features).
+        """
+        hidden = self.hidden
+        return expert_forward(
+            inputs,
+            None if hidden is None else hidden.weight,
+            None if hidden is None else hidden.bias,
+            self.output.weight,
+            self.output.bias,
+            self.activation,
+        )
+
+    def dense(self, x: Tensor) -> Tensor:
+        """
+        Every expert on every datapoint, for exact gradients and soft mixtures. Costs k times a forward pass.
+
+        :param x: (*batch, n, d); leading dimensions broadcast with ``batch_shape``.
+        :return: (*batch, n, k, out_features).
+        """
+        if x.dim() < 2 or x.shape[-1] != self.in_features:
+            raise ValueError(f"x must have shape (*batch, n, {self.in_features}), but has shape {tuple(x.shape)}")
+        out = self.forward_dispatched(x.unsqueeze(-3)).movedim(-3, -2)
+        return x.unsqueeze(-2) + out if self.residual else out
+
+    def extra_repr(self) -> str:
+        return f"activation={getattr(self.activation, '__name__', self.activation)}, residual={self.residual}"

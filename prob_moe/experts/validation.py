@@ -1,0 +1,81 @@
+"""Checks of arguments: of shapes always, of values only where looking at them is affordable."""
+
+import torch
+from torch import Tensor
+
+
+def should_check_values(tensor: Tensor, validate_args: bool | None) -> bool:
+    """
+    Looking at values makes the host wait for the device and breaks a compiled graph.
+
+    :param tensor: the tensor whose values would be looked at.
+    :param validate_args: the caller's wish; None follows torch's switch for distributions, except on CUDA.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    if validate_args is None:
+        return bool(torch.distributions.Distribution._validate_args) and not tensor.is_cuda
+    return validate_args
+
+
+def check_positive_int(name: str, value: object) -> None:
+    """
+    :raises ValueError: ``value`` is not a positive int.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a positive int, but is {value!r}")
+
+
+def check_plan_shapes(assignment: Tensor, num_experts: int, capacity: int, mask: Tensor | None) -> None:
+    """
+    :raises ValueError: an argument of :func:`~prob_moe.experts.dispatch_plan` has the wrong type, dtype or shape.
+    """
+    check_positive_int("num_experts", num_experts)
+    check_positive_int("capacity", capacity)
+    if assignment.dtype != torch.long:
+        raise ValueError(f"assignment must be a long tensor, but has dtype {assignment.dtype}; use assignment.long()")
+    if assignment.dim() < 1:
+        raise ValueError("assignment must have shape (*batch, n), but is a scalar; use assignment.unsqueeze(0)")
+    if mask is not None and (mask.dtype != torch.bool or mask.shape != assignment.shape):
+        raise ValueError(
+            f"mask must be a bool tensor of the assignment's shape {tuple(assignment.shape)}, but has dtype "
+            f"{mask.dtype} and shape {tuple(mask.shape)}; use mask.bool().expand(assignment.shape)"
+        )
+
+
+def check_plan_values(assignment: Tensor, num_experts: int, capacity: int, mask: Tensor | None) -> None:
+    """
+    :raises ValueError: ``assignment`` names an unknown expert, or gives an expert more than ``capacity`` datapoints.
+    """
+    chosen = torch.where(assignment < 0, ~assignment, assignment)
+    processed = assignment >= 0
+    if mask is not None:
+        chosen = torch.where(mask, chosen, 0)
+        processed = processed & mask
+    if (chosen >= num_experts).any():
+        raise ValueError(
+            f"assignment must name experts 0..{num_experts - 1} (or ~e for dropped), but names expert "
+            f"{int(chosen.max())}; raise num_experts={num_experts} or correct the assignment"
+        )
+    kept = torch.where(processed, assignment, num_experts)
+    loads = torch.zeros(*assignment.shape[:-1], num_experts + 1, dtype=torch.long, device=assignment.device)
+    loads = loads.scatter_add(-1, kept, torch.ones_like(kept))[..., :num_experts]
+    if (loads > capacity).any():
+        raise ValueError(
+            f"assignment gives an expert {int(loads.max())} datapoints, more than capacity={capacity}; "
+            "raise the capacity, or code the datapoints to be dropped as ~e"
+        )
+
+
+def check_features(name: str, tensor: Tensor, tail: tuple[int, ...], batch_shape: torch.Size) -> None:
+    """
+    :raises ValueError: ``tensor`` has not the shape (*batch, *tail) with a batch that broadcasts to ``batch_shape``.
+    """
+    lead = tensor.shape[: max(tensor.dim() - len(tail), 0)]
+    aligned = zip(reversed(lead), reversed(batch_shape))
+    fits = len(lead) <= len(batch_shape) and all(size in (1, target) for size, target in aligned)
+    if not fits or tensor.shape[len(lead) :] != tail:
+        raise ValueError(
+            f"{name} must have shape {(*batch_shape, *tail)} up to broadcasting of the batch, "
+            f"but has shape {tuple(tensor.shape)}"
+        )

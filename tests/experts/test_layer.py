@@ -1,0 +1,175 @@
+import pytest
+import torch
+
+from prob_moe.experts import BatchedExperts
+from tests.experts.oracle import expert, loop, random_assignment
+
+K, D, OUT = 3, 4, 4
+
+
+def _gradients(layer, x, output, weights):
+    return torch.autograd.grad((output * weights).sum(), [x, *layer.parameters()])
+
+
+def _assert_equals_loop(layer, x, assignment, capacity, mask=None):
+    """Values and all gradients, up to rounding."""
+    output = layer(x, assignment, capacity=capacity, mask=mask)
+    expected = loop(layer, x, assignment, mask)
+    assert output.dtype == x.dtype
+    torch.testing.assert_close(output, expected, rtol=1e-10, atol=1e-12)
+    weights = torch.randn_like(expected)
+    gradients, expected = (_gradients(layer, x, y, weights) for y in (output, expected))
+    for gradient, exact in zip(gradients, expected):
+        torch.testing.assert_close(gradient, exact, rtol=1e-10, atol=1e-12)
+
+
+def _data(*batch, n=10, capacity=4):
+    x = torch.randn(*batch, n, D, dtype=torch.float64, requires_grad=True)
+    return x, random_assignment(*batch, n, num_experts=K, capacity=capacity)
+
+
+@pytest.mark.parametrize("batch", [(), (2,), (2, 3)])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"hidden_features": None},
+        {"bias": False},
+        {"residual": True},
+        {"activation": torch.nn.functional.gelu},
+        {"hidden_features": None, "bias": False, "residual": True},
+    ],
+    ids=str,
+)
+def test_equals_loop(batch, masked, options):
+    layer = BatchedExperts(**{**_sizes(), **options}, dtype=torch.float64)
+    x, assignment = _data(*batch)
+    mask = torch.rand(assignment.shape) < 0.7 if masked else None
+    _assert_equals_loop(layer, x, assignment, 4, mask)
+
+
+@pytest.mark.parametrize("hidden", [None, 6])
+@pytest.mark.parametrize("batch", [(), (3,), (3, 1)])
+@pytest.mark.parametrize("models", [(2,), (2, 2)])
+def test_independent_sets_of_experts_equal_loop(hidden, batch, models):
+    layer = BatchedExperts(K, D, hidden, OUT, batch_shape=models, dtype=torch.float64)
+    x, assignment = _data(*batch, *models)
+    _assert_equals_loop(layer, x, assignment, 4)
+
+
+def test_data_are_shared_by_independent_sets_of_experts():
+    layer = BatchedExperts(K, D, None, OUT, batch_shape=(5,), dtype=torch.float64)
+    x, _ = _data()
+    _assert_equals_loop(layer, x, random_assignment(5, 10, num_experts=K, capacity=4), 4)
+
+
+EDGES = {
+    "fewer datapoints than experts": (torch.tensor([2]), None),
+    "an expert without a datapoint": (torch.tensor([0, 0, 2, 2]), None),
+    "all dropped": (torch.tensor([~0, ~1, ~2]), None),
+    "all masked": (torch.tensor([0, 1, 2]), torch.zeros(3, dtype=torch.bool)),
+    "no datapoint": (torch.zeros(0, dtype=torch.long), None),
+}
+
+
+@pytest.mark.parametrize("edge", EDGES)
+@pytest.mark.parametrize("batch", [(), (2,)])
+def test_edges_equal_loop(edge, batch):
+    assignment, mask = (None if part is None else part.expand(*batch, -1) for part in EDGES[edge])
+    layer = BatchedExperts(**_sizes(), dtype=torch.float64)
+    x = torch.randn(*assignment.shape, D, dtype=torch.float64, requires_grad=True)
+    if assignment.numel():
+        _assert_equals_loop(layer, x, assignment, 2, mask)
+    else:
+        output = layer(x, assignment, capacity=2)
+        assert output.shape == (*batch, 0, OUT)
+        for gradient in _gradients(layer, x, output, 1.0):
+            assert (gradient == 0).all()
+
+
+def test_dropped_and_masked_datapoints_get_no_gradient():
+    layer = BatchedExperts(**_sizes())
+    x = torch.randn(4, D, requires_grad=True)
+    mask = torch.tensor([True, True, True, False])
+    layer(x, torch.tensor([0, ~0, 1, 2]), capacity=2, mask=mask).sum().backward()
+    assert (x.grad != 0).any(-1).tolist() == [True, False, True, False]
+
+
+@pytest.mark.parametrize("hidden", [None, 6])
+@pytest.mark.parametrize("models", [(), (2,)])
+def test_dense_equals_loop(hidden, models):
+    layer = BatchedExperts(K, D, hidden, OUT, batch_shape=models, residual=True, dtype=torch.float64)
+    x, _ = _data(3, *models, n=5)
+    dense = layer.dense(x)
+    assert dense.shape == (3, *models, 5, K, OUT)
+    for index in torch.ones(dense.shape[:-1]).nonzero().tolist():
+        *data, e = index
+        row = x[tuple(data)]
+        exact = row + expert(layer, row, e, tuple(data[1:-1]))
+        torch.testing.assert_close(dense[tuple(index)], exact, rtol=1e-12, atol=1e-12)
+
+
+def test_gradcheck():
+    layer = BatchedExperts(2, 2, 3, 2, activation=torch.tanh, dtype=torch.float64)
+    x = torch.randn(5, 2, dtype=torch.float64, requires_grad=True)
+    assignment = torch.tensor([1, 0, ~0, 1, 0])
+    names = [name for name, _ in layer.named_parameters()]
+
+    def output(x, *parameters):
+        replaced = dict(zip(names, parameters))
+        return torch.func.functional_call(layer, replaced, (x, assignment), {"capacity": 3})
+
+    assert torch.autograd.gradcheck(output, (x, *layer.parameters()))
+    assert torch.autograd.gradgradcheck(output, (x, *layer.parameters()))
+
+
+def test_deterministic():
+    layer = BatchedExperts(8, 16, 32, 16)
+    x = torch.randn(200, 16, requires_grad=True)
+    assignment = random_assignment(200, num_experts=8, capacity=30)
+    torch.use_deterministic_algorithms(True)
+    try:
+        runs = [layer(x, assignment, capacity=30) for _ in range(2)]
+        gradients = [_gradients(layer, x, run, 1.0) for run in runs]
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.equal(*runs)
+    assert all(torch.equal(*pair) for pair in zip(*gradients))
+
+
+def test_parameters_are_drawn_as_those_of_linear_layers():
+    layer = BatchedExperts(10, 100, 400, 1)
+    for part, features in ((layer.hidden, 100), (layer.output, 400)):
+        bound = features**-0.5
+        assert part.weight.abs().max() <= bound
+        uniform = part.weight.detach().flatten() / bound
+        # The variance of U(-1, 1) is 1/3, that of its square is 4/45.
+        z = (uniform.square().mean() - 1 / 3) / (4 / 45 / uniform.numel()) ** 0.5
+        assert abs(z) < 5
+
+
+@pytest.mark.parametrize("name", ["num_experts", "in_features", "hidden_features", "out_features"])
+def test_wrong_size_is_named(name):
+    with pytest.raises(ValueError, match=f"{name} must be a positive int, but is 0"):
+        BatchedExperts(**{**_sizes(), name: 0})
+
+
+def test_wrong_argument_is_named():
+    with pytest.raises(ValueError, match=r"residual=True .* in_features=4 differs from out_features=5"):
+        BatchedExperts(**{**_sizes(), "out_features": 5}, residual=True)
+    layer = BatchedExperts(**_sizes())
+    assignment = torch.zeros(3, dtype=torch.long)
+    with pytest.raises(ValueError, match=r"x must have shape \(3, 4\).*has shape \(3, 5\)"):
+        layer(torch.zeros(3, 5), assignment, capacity=3)
+    with pytest.raises(ValueError, match="more than capacity=2"):
+        layer(torch.zeros(3, 4), assignment, capacity=2)
+    with pytest.raises(ValueError, match=r"x must have shape \(\*batch, n, 4\)"):
+        layer.dense(torch.zeros(3, 5))
+    stacked = BatchedExperts(**_sizes(), batch_shape=(2,))
+    with pytest.raises(ValueError, match=r"assignment must have shape \(\*batch, 2, n\)"):
+        stacked(torch.zeros(3, 4), assignment, capacity=3)
+
+
+def _sizes():
+    return {"num_experts": K, "in_features": D, "hidden_features": 6, "out_features": OUT}

@@ -1,0 +1,76 @@
+import pytest
+import torch
+
+from prob_moe.experts import dispatch_plan
+from tests.experts.oracle import random_assignment
+
+
+def _plan_by_loop(assignment, k, c, mask):
+    slots, sources, loads = [-1] * len(assignment), [[-1] * c for _ in range(k)], [0] * k
+    for i, e in enumerate(assignment.tolist()):
+        if e >= 0 and mask[i]:
+            slots[i], sources[e][loads[e]] = e * c + loads[e], i
+            loads[e] += 1
+    return slots, sources, loads
+
+
+@pytest.mark.parametrize(("n", "k", "c"), [(12, 3, 4), (12, 3, 20), (2, 5, 1), (0, 3, 2), (9, 1, 9)])
+def test_plan_equals_loop(n, k, c):
+    assignment = random_assignment(3, 2, n, num_experts=k, capacity=c)
+    mask = torch.rand(3, 2, n) < 0.8
+    plan = dispatch_plan(assignment, k, c, mask)
+    for p in range(3):
+        for s in range(2):
+            slots, sources, loads = _plan_by_loop(assignment[p, s], k, c, mask[p, s])
+            assert plan.slots[p, s].tolist() == slots
+            assert plan.sources[p, s].tolist() == sources
+            assert plan.loads[p, s].tolist() == loads
+
+
+def test_unchecked_overflow_and_unknown_experts_take_no_slot():
+    assignment = torch.tensor([0, 0, 0, 7, -9, 1])
+    plan = dispatch_plan(assignment, num_experts=2, capacity=2, validate_args=False)
+    assert plan.slots.tolist() == [0, 1, -1, -1, -1, 2]
+    assert plan.sources.tolist() == [[0, 1], [5, -1]]
+    assert plan.loads.tolist() == [2, 1]
+
+
+def test_switch_for_distributions_decides_about_checks_of_values():
+    overfull = torch.zeros(3, dtype=torch.long)
+    with pytest.raises(ValueError, match="capacity=2"):
+        dispatch_plan(overfull, 1, 2)
+    torch.distributions.Distribution.set_default_validate_args(False)
+    try:
+        assert dispatch_plan(overfull, 1, 2).loads.tolist() == [2]
+        with pytest.raises(ValueError, match="capacity=2"):
+            dispatch_plan(overfull, 1, 2, validate_args=True)
+    finally:
+        torch.distributions.Distribution.set_default_validate_args(True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_experts": 0}, "num_experts must be a positive int, but is 0"),
+        ({"capacity": 0}, "capacity must be a positive int, but is 0"),
+        ({"capacity": 1.5}, "capacity must be a positive int, but is 1.5"),
+        ({"capacity": True}, "capacity must be a positive int, but is True"),
+        ({"assignment": torch.zeros(4, dtype=torch.int32)}, "assignment must be a long tensor"),
+        ({"assignment": torch.tensor(0)}, "assignment must have shape"),
+        ({"assignment": torch.tensor([0, 1, 2, 0])}, "assignment must name experts 0..1 .* names expert 2"),
+        ({"assignment": torch.tensor([0, 1, ~2, 0])}, "assignment must name experts 0..1 .* names expert 2"),
+        ({"assignment": torch.tensor([0, 0, 0, 1])}, "3 datapoints, more than capacity=2"),
+        ({"mask": torch.ones(3, dtype=torch.bool)}, r"mask must be .* shape \(4,\), but has .* shape \(3,\)"),
+        ({"mask": torch.ones(4)}, "mask must be a bool tensor"),
+    ],
+)
+def test_wrong_argument_is_named(change, message):
+    arguments = {"assignment": torch.tensor([0, 1, ~1, 0]), "num_experts": 2, "capacity": 2, "mask": None}
+    dispatch_plan(**arguments)
+    with pytest.raises(ValueError, match=message):
+        dispatch_plan(**{**arguments, **change})
+
+
+def test_masked_datapoints_are_not_checked():
+    mask = torch.tensor([True, False, False])
+    assert dispatch_plan(torch.tensor([0, 0, 99]), 1, 1, mask).loads.tolist() == [1]
