@@ -5,6 +5,33 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from prob_moe.experts.affine import affine, affine_relu
+
+Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+
+def _for_every_expert(product: Product, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """
+    Bring the operands of :func:`batched_linear` to three dimensions for ``product``, and its result back. All of it
+    is views, unless dimensions broadcast against ``weight`` or the experts are not outermost in memory.
+    """
+    shared = inputs.shape[: max(inputs.dim() - weight.dim(), 0)]
+    rows = inputs
+    if shared:
+        rows = rows.movedim(tuple(range(len(shared))), tuple(range(-2 - len(shared), -2)))
+        rows = rows.flatten(-2 - len(shared), -2)
+    lead = torch.broadcast_shapes(rows.shape[:-2], weight.shape[:-2])
+    rows = rows.expand(*lead, *rows.shape[-2:])
+    left = rows.flatten(0, -3)
+    right = weight.expand(*lead, *weight.shape[-2:]).flatten(0, -3)
+    if bias is not None:
+        bias = bias.expand(*lead, bias.shape[-1]).flatten(0, -2)
+    out = product(left, right, bias).unflatten(0, lead)
+    if shared:
+        out = out.unflatten(-2, (*shared, inputs.shape[-2]))
+        out = out.movedim(tuple(range(-2 - len(shared), -2)), tuple(range(len(shared))))
+    return out
+
 
 def batched_linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
@@ -18,24 +45,7 @@ def batched_linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -
     :param bias: (*models, k, h).
     :return: (*batch, k, c, h).
     """
-    shared = inputs.shape[: max(inputs.dim() - weight.dim(), 0)]
-    rows = inputs
-    if shared:
-        rows = rows.movedim(tuple(range(len(shared))), tuple(range(-2 - len(shared), -2)))
-        rows = rows.flatten(-2 - len(shared), -2)
-    lead = torch.broadcast_shapes(rows.shape[:-2], weight.shape[:-2])
-    rows = rows.expand(*lead, *rows.shape[-2:])
-    left = rows.flatten(0, -3)
-    right = weight.expand(*lead, *weight.shape[-2:]).flatten(0, -3)
-    if bias is None:
-        out = torch.bmm(left, right)
-    else:
-        out = torch.baddbmm(bias.expand(*lead, bias.shape[-1]).flatten(0, -2).unsqueeze(-2), left, right)
-    out = out.unflatten(0, lead)
-    if shared:
-        out = out.unflatten(-2, (*shared, inputs.shape[-2]))
-        out = out.movedim(tuple(range(-2 - len(shared), -2)), tuple(range(len(shared))))
-    return out
+    return _for_every_expert(affine, inputs, weight, bias)
 
 
 def expert_forward(
@@ -58,5 +68,8 @@ def expert_forward(
     :return: (*batch, k, c, out).
     """
     if weight_hidden is not None:
-        inputs = activation(batched_linear(inputs, weight_hidden, bias_hidden))
+        if activation is torch.relu:
+            inputs = _for_every_expert(affine_relu, inputs, weight_hidden, bias_hidden)
+        else:
+            inputs = activation(batched_linear(inputs, weight_hidden, bias_hidden))
     return batched_linear(inputs, weight_output, bias_output)

@@ -18,9 +18,9 @@ class _GatherRows(torch.autograd.Function):
 
     @staticmethod
     def forward(rows: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
-        if rows.shape[0] == 0:
-            return rows.new_zeros(index.shape[0], rows.shape[1])
-        return rows.index_select(0, index.clamp(min=0)).masked_fill_((index < 0).unsqueeze(-1), 0)
+        # An appended row of zeros costs less than writing zeros into the result row by row.
+        padded = torch.cat([rows, rows.new_zeros(1, rows.shape[1])])
+        return padded.index_select(0, torch.where(index < 0, rows.shape[0], index))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:

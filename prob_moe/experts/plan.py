@@ -58,8 +58,6 @@ def dispatch_plan(
         expert or more datapoints than slots.
     """
     check_plan_shapes(assignment, num_experts, capacity, mask)
-    if should_check_values(assignment, validate_args):
-        check_plan_values(assignment, num_experts, capacity, mask)
     n = assignment.shape[-1]
     device = assignment.device
 
@@ -72,7 +70,10 @@ def dispatch_plan(
     expert_sorted = expert.gather(-1, order)
     edges = torch.arange(num_experts + 1, device=device).expand(*assignment.shape[:-1], -1).contiguous()
     starts = torch.searchsorted(expert_sorted, edges)
-    loads = starts.diff(dim=-1).clamp(max=capacity)
+    loads = starts.diff(dim=-1)
+    if should_check_values(assignment, validate_args):
+        check_plan_values(assignment, loads, capacity, mask)
+    loads = loads.clamp(max=capacity)
 
     rank = torch.arange(n, device=device) - starts.gather(-1, expert_sorted)
     has_slot = (expert_sorted < num_experts) & (rank < capacity)

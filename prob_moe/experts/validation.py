@@ -43,26 +43,24 @@ def check_plan_shapes(assignment: Tensor, num_experts: int, capacity: int, mask:
         )
 
 
-def check_plan_values(assignment: Tensor, num_experts: int, capacity: int, mask: Tensor | None) -> None:
+def check_plan_values(assignment: Tensor, loads: Tensor, capacity: int, mask: Tensor | None) -> None:
     """
+    :param loads: datapoints that ``assignment`` gives to every expert, (*batch, k).
     :raises ValueError: ``assignment`` names an unknown expert, or gives an expert more than ``capacity`` datapoints.
     """
-    chosen = torch.where(assignment < 0, ~assignment, assignment)
-    processed = assignment >= 0
-    if mask is not None:
-        chosen = torch.where(mask, chosen, 0)
-        processed = processed & mask
-    if (chosen >= num_experts).any():
+    k = loads.shape[-1]
+    known = assignment if mask is None else torch.where(mask, assignment, 0)
+    if known.numel():
+        low, high = (int(extreme) for extreme in known.aminmax())
+        if high >= k or ~low >= k:
+            raise ValueError(
+                f"assignment must name experts 0..{k - 1}, or ~e where e was dropped, but names expert "
+                f"{max(high, ~low)}; correct it, or raise num_experts={k}"
+            )
+    most = int(loads.max())
+    if most > capacity:
         raise ValueError(
-            f"assignment must name experts 0..{num_experts - 1} (or ~e for dropped), but names expert "
-            f"{int(chosen.max())}; raise num_experts={num_experts} or correct the assignment"
-        )
-    kept = torch.where(processed, assignment, num_experts)
-    loads = torch.zeros(*assignment.shape[:-1], num_experts + 1, dtype=torch.long, device=assignment.device)
-    loads = loads.scatter_add(-1, kept, torch.ones_like(kept))[..., :num_experts]
-    if (loads > capacity).any():
-        raise ValueError(
-            f"assignment gives an expert {int(loads.max())} datapoints, more than capacity={capacity}; "
+            f"assignment gives an expert {most} datapoints, more than capacity={capacity}; "
             "raise the capacity, or code the datapoints to be dropped as ~e"
         )
 

@@ -1,9 +1,11 @@
 """`make bench`: after pytest-benchmark's own table, print every peer's time as a multiple of ours.
 
 A benchmark sets ``benchmark.group`` to the case and ``benchmark.extra_info["side"]`` to ``"ours"`` or the peer's name;
-``benchmark.extra_info["bar"]`` states what is aimed at. Each side counts with its least time: noise only adds.
+``benchmark.extra_info["bar"]`` states what is aimed at. Each side counts with its least time of all
+benchmarks that name it: noise only adds.
 """
 
+import math
 from collections import defaultdict
 
 import pytest
@@ -19,7 +21,7 @@ def pytest_terminal_summary(config: pytest.Config) -> None:
     for bench in getattr(session, "benchmarks", []):
         side = bench.extra_info.get("side")
         if side is not None and bench.stats.rounds:
-            groups[bench.group][side] = bench.stats.min
+            groups[bench.group][side] = min(bench.stats.min, groups[bench.group].get(side, math.inf))
             bars[bench.group, side] = bench.extra_info.get("bar", "")
     if not groups:
         return

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from pyro.ops.provenance import get_provenance, track_provenance
 
 from prob_moe.experts import BatchedExperts
 from tests.experts.oracle import expert, loop, random_assignment
@@ -110,8 +111,9 @@ def test_dense_equals_loop(hidden, models):
         torch.testing.assert_close(dense[tuple(index)], exact, rtol=1e-12, atol=1e-12)
 
 
-def test_gradcheck():
-    layer = BatchedExperts(2, 2, 3, 2, activation=torch.tanh, dtype=torch.float64)
+@pytest.mark.parametrize("activation", [torch.relu, torch.tanh])
+def test_gradcheck(activation):
+    layer = BatchedExperts(2, 2, 3, 2, activation=activation, dtype=torch.float64)
     x = torch.randn(5, 2, dtype=torch.float64, requires_grad=True)
     assignment = torch.tensor([1, 0, ~0, 1, 0])
     names = [name for name, _ in layer.named_parameters()]
@@ -122,6 +124,42 @@ def test_gradcheck():
 
     assert torch.autograd.gradcheck(output, (x, *layer.parameters()))
     assert torch.autograd.gradgradcheck(output, (x, *layer.parameters()))
+
+
+def test_function_transforms_equal_loop():
+    layer = BatchedExperts(**_sizes(), dtype=torch.float64)
+    x, assignment = _data()
+    xs = torch.stack([x.detach(), torch.randn_like(x)])
+
+    def loss(parameters, x):
+        return torch.func.functional_call(layer, parameters, (x, assignment), {"capacity": 4}).square().sum()
+
+    parameters = {name: parameter.detach() for name, parameter in layer.named_parameters()}
+    gradients = torch.vmap(torch.func.grad(loss), (None, 0))(parameters, xs)
+    for i in range(2):
+        exact = torch.autograd.grad(loop(layer, xs[i], assignment).square().sum(), layer.parameters())
+        for gradient, truth in zip(gradients.values(), exact):
+            torch.testing.assert_close(gradient[i], truth, rtol=1e-10, atol=1e-12)
+
+
+def test_provenance_and_gradients_survive_a_tracked_assignment():
+    layer = BatchedExperts(**_sizes(), dtype=torch.float64)
+    x, assignment = _data()
+    tracked = layer(x, track_provenance(assignment, frozenset({"z"})), capacity=4)
+    assert get_provenance(tracked) == {"z"}
+    gradients = _gradients(layer, x, tracked, 1.0)
+    for gradient, exact in zip(gradients, _gradients(layer, x, loop(layer, x, assignment), 1.0)):
+        torch.testing.assert_close(gradient, exact, rtol=1e-10, atol=1e-12)
+
+
+def test_gradients_that_are_differentiated_again_are_not_overwritten():
+    layer = BatchedExperts(**_sizes(), dtype=torch.float64)
+    x, assignment = _data()
+    output = layer(x, assignment, capacity=4)
+    for create_graph in (True, False, False):
+        (gradient,) = torch.autograd.grad(output.sum(), x, create_graph=create_graph, retain_graph=True)
+        (exact,) = torch.autograd.grad(loop(layer, x, assignment).sum(), x)
+        torch.testing.assert_close(gradient, exact, rtol=1e-10, atol=1e-12)
 
 
 def test_deterministic():
