@@ -35,9 +35,11 @@ class _AffineReLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         rows, weight, output = ctx.saved_tensors
-        # A gradient that may be differentiated again is not ours to overwrite.
-        fill = grad.masked_fill if torch.is_grad_enabled() else grad.masked_fill_
-        grad = fill(output <= 0, 0)
+        relu_backward = torch.ops.aten.threshold_backward
+        if torch.is_grad_enabled():  # A gradient that may be differentiated again is not ours to overwrite.
+            grad = relu_backward(grad, output, 0)
+        else:
+            grad = relu_backward.grad_input(grad, output, 0, grad_input=grad)
         for_rows, for_weight, for_bias = ctx.needs_input_grad
         return (
             torch.bmm(grad, weight.mT) if for_rows else None,
@@ -49,7 +51,7 @@ class _AffineReLU(torch.autograd.Function):
 def affine_relu(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """
     ReLU of :func:`affine`, with half the memory. The gradient that comes back is overwritten: for use between two
-    products only, where nobody else holds it.
+    products only, where nobody else holds it. Batched gradients (``is_grads_batched=True``) need :mod:`torch.func`.
     """
     args = (rows, weight, bias)
     if torch.compiler.is_compiling() or torch.is_autocast_enabled(rows.device.type):
