@@ -19,7 +19,7 @@ NEGLIGIBLE = 1e-12  # rounding of a row's sum; a drop probability below it is no
 
 
 @numba.njit(cache=True)
-def _make_root(x, parent, up):
+def _make_root(x: int, parent: np.ndarray, up: np.ndarray) -> None:
     """Turn the path from x to its root around."""
     above = parent[x]
     value = up[x]
@@ -31,7 +31,19 @@ def _make_root(x, parent, up):
 
 
 @numba.njit(cache=True)
-def _insert(row, column, entry, is_slack, uniforms, used, parent, up, degree, owner, out):
+def _insert(
+    row: int,
+    column: int,
+    entry: float,
+    is_slack: bool,
+    uniforms: np.ndarray,
+    used: int,
+    parent: np.ndarray,
+    up: np.ndarray,
+    degree: np.ndarray,
+    owner: np.ndarray,
+    out: np.ndarray,
+) -> int:
     """Add an entry of the row, the root of its tree; returns how many uniforms are used up by then.
 
     ``degree`` counts a row's entries, those to come included. A uniform that was used is overwritten by the probability
@@ -106,9 +118,9 @@ def _insert(row, column, entry, is_slack, uniforms, used, parent, up, degree, ow
 
 
 @numba.njit(cache=True)
-def _round_one(r, order, uniforms, tolerance, out):
+def _round_one(r: np.ndarray, order: np.ndarray, uniforms: np.ndarray, tolerance: float, out: np.ndarray) -> None:
     """Round the rows of r (n, k) in the given order; out[i] is a column, k for "dropped"."""
-    n, k = r.shape
+    k = r.shape[1]
     nodes = 2 * k + 3  # k + 1 columns; at most k open rows, the new one and the slack
     slack = nodes - 1
     parent = np.full(nodes, -1)
@@ -160,7 +172,7 @@ def _round_one(r, order, uniforms, tolerance, out):
 
 
 @numba.njit(cache=True, parallel=True)
-def round_batch(r, order, uniforms, tolerance, out):
+def round_batch(r: np.ndarray, order: np.ndarray, uniforms: np.ndarray, tolerance: float, out: np.ndarray) -> None:
     """All matrices of a batch: r (b, n, k), order (b, n), uniforms (b, (n + 1) k) in; columns (b, n) out."""
     for b in numba.prange(r.shape[0]):
         _round_one(r[b], order[b], uniforms[b], tolerance, out[b])

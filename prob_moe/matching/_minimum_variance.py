@@ -6,9 +6,9 @@ The dual of ``minimise Σ p²/r subject to row sums <= 1, column sums <= c`` is 
 
 with r_ij = p_ij / sqrt(α_i + β_j). Sharp routers make its curvature change by many orders of magnitude next to the
 boundary, where Newton on D alone stalls. D + μ (Σ_i log α_i + Σ_j log β_j) has no boundary: the square roots are
-compatible with the logarithm (|f'''| <= 3/2 f''/(α + β)), so damped Newton steps converge at a rate that does not depend
-on the data, and the slack that is left is μ / price. μ falls superlinearly. Given β, each α_i is a one-dimensional
-root, so the Newton system has k unknowns. Interior-point theory: Nesterov & Nemirovskii 1994, chapters 2 and 5.
+compatible with the logarithm (|f'''| <= 3/2 f''/(α + β)), so damped Newton steps converge at a rate that does not
+depend on the data, and the slack that is left is μ / price. μ falls superlinearly. Given β, each α_i is a
+one-dimensional root, so the Newton system has k unknowns. Interior-point theory: Nesterov & Nemirovskii 1994, chapters 2 and 5.
 """
 
 import math
@@ -22,7 +22,7 @@ TO_BOUNDARY = 0.99  # largest part of a price that one step may take away
 
 
 @numba.njit(cache=True, fastmath=FAST)
-def _row_price(p, beta, mu, start):
+def _row_price(p: np.ndarray, beta: np.ndarray, mu: float, start: float) -> float:
     """Root α of Σ_j p_j / sqrt(α + β_j) + μ/α = 1, to a relative 1e-6.
 
     Newton on the reciprocal of the left side, which is concave and increasing in α: monotone from the left, and a
@@ -51,7 +51,17 @@ def _row_price(p, beta, mu, start):
 
 
 @numba.njit(cache=True, fastmath=FAST)
-def _evaluate(p, present, beta, capacity, mu, alpha, load, hessian, drift):
+def _evaluate(
+    p: np.ndarray,
+    present: np.ndarray,
+    beta: np.ndarray,
+    capacity: float,
+    mu: float,
+    alpha: np.ndarray,
+    load: np.ndarray,
+    hessian: np.ndarray,
+    drift: np.ndarray,
+) -> tuple[float, float]:
     """Everything the outer iteration needs at β, the rows' prices solved for.
 
     Fills α, the column sums Σ_i r_ij, minus the second derivative in β (lower triangle, without the experts' barrier)
@@ -92,7 +102,7 @@ def _evaluate(p, present, beta, capacity, mu, alpha, load, hessian, drift):
 
 
 @numba.njit(cache=True)
-def _solve_positive(matrix, rhs, x):
+def _solve_positive(matrix: np.ndarray, rhs: np.ndarray, x: np.ndarray) -> None:
     """Solve ``matrix @ x = rhs`` by Cholesky in place (lower triangle; positive definite up to rounding)."""
     k = rhs.size
     floor = 0.0
@@ -115,7 +125,15 @@ def _solve_positive(matrix, rhs, x):
 
 
 @numba.njit(cache=True)
-def _solve_prices(p, present, capacity, alpha, beta, tolerance, max_steps):
+def _solve_prices(
+    p: np.ndarray,
+    present: np.ndarray,
+    capacity: float,
+    alpha: np.ndarray,
+    beta: np.ndarray,
+    tolerance: float,
+    max_steps: int,
+) -> tuple[float, int]:
     """Follow the barrier path, (α, β) in place, until μ and the last Newton gain are down at the tolerance.
 
     Returns D and the number of evaluations.
@@ -128,7 +146,7 @@ def _solve_prices(p, present, capacity, alpha, beta, tolerance, max_steps):
     for i in range(p.shape[0]):
         for j in range(k):
             load[j] += p[i, j]
-    if load.max() <= capacity:  # the router is balanced as it is: r = p, weights exactly 1
+    if load.max() <= capacity * (1.0 + 1e-12):  # the router is balanced as it is: r = p, weights exactly 1
         alpha[:] = 1.0
         beta[:] = 0.0
         return float(present.sum()), 0
@@ -180,7 +198,9 @@ def _solve_prices(p, present, capacity, alpha, beta, tolerance, max_steps):
 
 
 @numba.njit(cache=True)
-def _feasible_marginals(p, present, capacity, alpha, beta, r):
+def _feasible_marginals(
+    p: np.ndarray, present: np.ndarray, capacity: float, alpha: np.ndarray, beta: np.ndarray, r: np.ndarray
+) -> float:
     """Marginals at these prices, made feasible whatever the convergence; returns Σ p²/r.
 
     Rows, then columns, are scaled down to their bounds. What rows still lack then goes to columns that have room,
@@ -223,7 +243,18 @@ def _feasible_marginals(p, present, capacity, alpha, beta, r):
 
 
 @numba.njit(cache=True, parallel=True)
-def solve_batch(p, present, capacity, alpha, beta, r, objective, gap, tolerance, max_steps):
+def solve_batch(
+    p: np.ndarray,
+    present: np.ndarray,
+    capacity: float,
+    alpha: np.ndarray,
+    beta: np.ndarray,
+    r: np.ndarray,
+    objective: np.ndarray,
+    gap: np.ndarray,
+    tolerance: float,
+    max_steps: int,
+) -> None:
     """All problems of a batch: p (b, n, k) in; α (b, n), β (b, k), r (b, n, k), objective (b,) and gap (b,) out.
 
     A negative β asks for the cold start; any other is the start itself.

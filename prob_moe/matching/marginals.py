@@ -144,7 +144,7 @@ def _router(logits: Tensor, capacity: int, mask: Tensor | None) -> tuple[Tensor,
         )
     if isinstance(capacity, bool) or not isinstance(capacity, int) or capacity < 1:
         raise ValueError(f"capacity must be an int of at least 1, got {capacity!r}")
-    n, k = logits.shape[-2:]
+    k = logits.shape[-1]
     present = torch.ones(logits.shape[:-1], dtype=torch.bool, device=logits.device)
     if mask is not None:
         if mask.dtype != torch.bool or mask.shape != logits.shape[:-1]:

@@ -14,10 +14,10 @@ def dependent_rounding(
     Datapoint i is dropped, z_i = −1, with probability 1 − Σ_j r_ij. Expert j receives ⌊Σ_i r_ij⌋ or ⌈Σ_i r_ij⌉
     datapoints, never more than c where Σ_i r_ij <= c, and the number of dropped datapoints is rounded likewise.
 
-    Rows stream in random order through a forest of at most k open rows; each step moves probability along a cycle, by
-    a random amount of mean zero (Gandhi, Khuller, Parthasarathy & Srinivasan 2006). No entry is snapped to 0 or 1, so the
-    marginals hold to the rounding of float64. Sums within
-    the rounding of their dtype of an integer count as that integer. O(nk) moves of O(k) at worst; compiled, parallel over the batch, on the CPU.
+    Rows stream in random order through a forest of at most k open rows; each step moves probability along a cycle,
+    by a random amount of mean zero (Gandhi, Khuller, Parthasarathy & Srinivasan 2006). No entry is snapped to 0 or 1,
+    so the marginals hold to the rounding of float64. Sums within the rounding of their dtype of an integer count as
+    that integer. O(nk) moves of O(k) at worst; compiled, parallel over the batch, on the CPU.
 
     All randomness is one call of ``torch.rand`` in float64 on the generator's device, by default torch's generator
     of the CPU: ``torch.manual_seed`` determines the draw, on whatever device ``marginals`` live.
