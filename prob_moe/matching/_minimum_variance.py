@@ -8,7 +8,8 @@ with r_ij = p_ij / sqrt(α_i + β_j). Sharp routers make its curvature change by
 boundary, where Newton on D alone stalls. D + μ (Σ_i log α_i + Σ_j log β_j) has no boundary: the square roots are
 compatible with the logarithm (|f'''| <= 3/2 f''/(α + β)), so damped Newton steps converge at a rate that does not
 depend on the data, and the slack that is left is μ / price. μ falls superlinearly. Given β, each α_i is a
-one-dimensional root, so the Newton system has k unknowns. Interior-point theory: Nesterov & Nemirovskii 1994, chapters 2 and 5.
+one-dimensional root, so the Newton system has k unknowns.
+Interior-point theory: Nesterov & Nemirovskii 1994, chapters 2 and 5.
 """
 
 import math

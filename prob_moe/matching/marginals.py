@@ -4,6 +4,7 @@ Both functions return r_ij with Σ_i r_ij <= c and Σ_j r_ij <= 1. A draw with t
 p = softmax(logits) with the weights w_ij = p_ij / r_ij, whatever r is, as long as r_ij > 0 where p_ij > 0.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -126,7 +127,7 @@ def router_marginals(logits: Tensor, capacity: int, *, mask: Tensor | None = Non
     tensor([1.0000e+00, 3.0460e-08])
     """
     log_p, _ = _router(logits, capacity, mask)
-    excess = torch.logsumexp(log_p, -2, keepdim=True) - torch.tensor(float(capacity)).log()
+    excess = torch.logsumexp(log_p, -2, keepdim=True) - math.log(capacity)
     return (log_p - excess.clamp(min=0.0)).to(_result_dtype(logits))
 
 

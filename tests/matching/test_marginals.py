@@ -48,7 +48,8 @@ def test_optimum_of_a_general_optimiser(n, k, c, scale, bias):
     result = minimum_variance_marginals(logits, c)
     assert result.objective.item() == pytest.approx(found.fun, rel=1e-6)
     assert result.gap.item() <= 1e-5
-    np.testing.assert_allclose(result.marginals.numpy(), found.x.reshape(n, k), atol=2e-3)
+    visible = p > 1e-2  # the objective is flat in the others
+    np.testing.assert_allclose(result.marginals.numpy()[visible], found.x.reshape(n, k)[visible], atol=2e-3)
 
 
 @pytest.mark.parametrize("factor", [1.0, 1.25])

@@ -57,7 +57,8 @@ def draws(r, count, **kwargs):
 def enumerate_choices(r, order):
     """Every outcome of the random choices with its probability, for one order of the rows.
 
-    The kernel overwrites a uniform by the probability that it was compared with: 0 takes the first branch, 1 the second.
+    The kernel overwrites a uniform by the probability that it was compared with; −1 takes the first branch, 1 the
+    second.
     """
     n, k = r.shape
     pending = [((), 1.0)]
