@@ -172,7 +172,14 @@ def _round_one(r: np.ndarray, order: np.ndarray, uniforms: np.ndarray, tolerance
 
 
 @numba.njit(cache=True, parallel=True)
-def round_batch(r: np.ndarray, order: np.ndarray, uniforms: np.ndarray, tolerance: float, out: np.ndarray) -> None:
-    """All matrices of a batch: r (b, n, k), order (b, n), uniforms (b, (n + 1) k) in; columns (b, n) out."""
+def _round_many(r: np.ndarray, order: np.ndarray, uniforms: np.ndarray, tolerance: float, out: np.ndarray) -> None:
     for b in numba.prange(r.shape[0]):
         _round_one(r[b], order[b], uniforms[b], tolerance, out[b])
+
+
+def round_batch(r: np.ndarray, order: np.ndarray, uniforms: np.ndarray, tolerance: float, out: np.ndarray) -> None:
+    """All matrices of a batch: r (b, n, k), order (b, n), uniforms (b, (n + 1) k) in; columns (b, n) out."""
+    if r.shape[0] == 1:  # waking other threads for nothing would take as long as a small problem
+        _round_one(r[0], order[0], uniforms[0], tolerance, out[0])
+    else:
+        _round_many(r, order, uniforms, tolerance, out)

@@ -13,6 +13,7 @@ Interior-point theory: Nesterov & Nemirovskii 1994, chapters 2 and 5.
 """
 
 import math
+from typing import Any
 
 import numba
 import numpy as np
@@ -135,7 +136,7 @@ def _solve_prices(
     tolerance: float,
     max_steps: int,
 ) -> tuple[float, int]:
-    """Follow the barrier path, (α, β) in place, until μ and the last Newton gain are down at the tolerance.
+    """Follow the barrier path, (α, β) in place, until μ, the overload and the expected gain are down at the tolerance.
 
     Returns D and the number of evaluations.
     """
@@ -161,8 +162,10 @@ def _solve_prices(
     solved_mu = mu
     while evaluations < max_steps:
         decrement = 0.0
+        excess = 0.0
         size = 1.0
         for j in range(k):
+            excess = max(excess, load[j] / capacity - 1.0)
             gradient[j] = load[j] - capacity + mu / beta[j] + (solved_mu - mu) * drift[j]
             hessian[j, j] += max(capacity - load[j], mu / beta[j]) / beta[j]  # primal-dual: slack over price
         _solve_positive(hessian, gradient, step)
@@ -170,7 +173,7 @@ def _solve_prices(
             decrement += gradient[j] * step[j]
             if step[j] < 0.0:
                 size = min(size, -TO_BOUNDARY * beta[j] / step[j])
-        if mu <= tolerance and decrement <= 1e-2 * tolerance * abs(dual):
+        if mu <= tolerance and excess <= 30.0 * tolerance and decrement <= 1e-2 * tolerance * abs(dual):
             break
         accepted = False
         for _ in range(20):
@@ -181,7 +184,7 @@ def _solve_prices(
             )
             evaluations += 1
             wanted = dual + mu * logs + 1e-4 * size * decrement
-            if trial_dual + mu * trial_logs >= wanted - 1e-13 * abs(dual):
+            if trial_dual + mu * trial_logs >= wanted - 1e-12 * abs(dual):
                 accepted = True
                 break
             size *= 0.3
@@ -243,8 +246,8 @@ def _feasible_marginals(
     return value
 
 
-@numba.njit(cache=True, parallel=True)
-def solve_batch(
+@numba.njit(cache=True)
+def _solve_one(
     p: np.ndarray,
     present: np.ndarray,
     capacity: float,
@@ -256,11 +259,51 @@ def solve_batch(
     tolerance: float,
     max_steps: int,
 ) -> None:
-    """All problems of a batch: p (b, n, k) in; α (b, n), β (b, k), r (b, n, k), objective (b,) and gap (b,) out.
+    """One problem: p (n, k) in; α (n,), β (k,), r (n, k), objective (1,) and gap (1,) out.
 
     A negative β asks for the cold start; any other is the start itself.
     """
+    dual, _ = _solve_prices(p, present, capacity, alpha, beta, tolerance, max_steps)
+    value = _feasible_marginals(p, present, capacity, alpha, beta, r)
+    objective[0] = value
+    gap[0] = max(value - dual, 0.0)
+
+
+@numba.njit(cache=True, parallel=True)
+def _solve_many(
+    p: np.ndarray,
+    present: np.ndarray,
+    capacity: float,
+    alpha: np.ndarray,
+    beta: np.ndarray,
+    r: np.ndarray,
+    objective: np.ndarray,
+    gap: np.ndarray,
+    tolerance: float,
+    max_steps: int,
+) -> None:
     for b in numba.prange(p.shape[0]):
-        dual, _ = _solve_prices(p[b], present[b], capacity, alpha[b], beta[b], tolerance, max_steps)
-        objective[b] = _feasible_marginals(p[b], present[b], capacity, alpha[b], beta[b], r[b])
-        gap[b] = max(objective[b] - dual, 0.0)
+        _solve_one(
+            p[b],
+            present[b],
+            capacity,
+            alpha[b],
+            beta[b],
+            r[b],
+            objective[b : b + 1],
+            gap[b : b + 1],
+            tolerance,
+            max_steps,
+        )
+
+
+def solve_batch(p: np.ndarray, present: np.ndarray, *rest: Any) -> None:
+    """All problems of a batch, arguments as of the kernel with a batch dimension in front; in parallel.
+
+    A single problem stays on its thread: waking the others would take as long as a small problem itself.
+    """
+    if p.shape[0] == 1:
+        capacity, alpha, beta, r, objective, gap, tolerance, max_steps = rest
+        _solve_one(p[0], present[0], capacity, alpha[0], beta[0], r[0], objective, gap, tolerance, max_steps)
+    else:
+        _solve_many(p, present, *rest)
