@@ -92,7 +92,7 @@ def minimum_variance_marginals(
     objective, gap = torch.empty(batch, dtype=torch.float64), torch.empty(batch, dtype=torch.float64)
     solve_batch(
         p.reshape(-1, n, k).numpy(),
-        present.cpu().reshape(-1, n).numpy(),
+        present.cpu().reshape(-1, n).contiguous().numpy(),
         float(capacity),
         alpha.view(-1, n).numpy(),
         beta.view(-1, k).numpy(),

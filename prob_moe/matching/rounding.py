@@ -64,7 +64,7 @@ def dependent_rounding(
     device = torch.device("cpu") if generator is None else generator.device
     draws = torch.rand((*batch, n + (n + 1) * k), dtype=torch.float64, device=device, generator=generator).cpu()
     draws = draws.view(-1, n + (n + 1) * k)
-    order = draws[:, :n].argsort(-1)
+    order, uniforms = draws[:, :n].argsort(-1), draws[:, n:].contiguous()
     columns = torch.empty((*batch, n), dtype=torch.long)
-    round_batch(r.view(-1, n, k).numpy(), order.numpy(), draws[:, n:].numpy(), rounding, columns.view(-1, n).numpy())
+    round_batch(r.view(-1, n, k).numpy(), order.numpy(), uniforms.numpy(), rounding, columns.view(-1, n).numpy())
     return columns.masked_fill_(columns == k, -1).to(marginals.device)

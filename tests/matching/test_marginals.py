@@ -190,6 +190,8 @@ def test_batches_and_dtypes():
         low = minimum_variance_marginals(logits.to(dtype), 6)
         assert low.log_marginals.dtype == torch.float32
         assert_feasible(low.marginals, 6, tolerance=1e-5)
+    everybody = torch.ones(1, 1, 30, dtype=torch.bool).expand(2, 3, 30)
+    assert torch.equal(minimum_variance_marginals(logits, 6, mask=everybody).marginals, result.marginals)
     assert minimum_variance_marginals(logits[:0], 6).log_marginals.shape == (0, 3, 30, 5)
 
 
