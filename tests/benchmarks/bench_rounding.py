@@ -35,7 +35,7 @@ def alternating_marginals(logits, capacity, rounds=30, newton=6):
 @pytest.mark.parametrize("kind", ROUTERS)
 @pytest.mark.parametrize(("n", "k"), SIZES)
 @pytest.mark.parametrize("side", ["ours", "ours, warm", "torch alternating, 30 rounds"])
-def bench_marginals(benchmark, n, k, kind, side):
+def test_marginals(benchmark, n, k, kind, side):
     logits = router(n, k, *ROUTERS[kind])
     c = n // k
     later = logits + 0.02 * torch.randn(n, k, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -48,13 +48,13 @@ def bench_marginals(benchmark, n, k, kind, side):
     benchmark.group = f"marginals {n}x{k} {kind}"
     p, r = later.softmax(-1), run()
     excess = (p * (p / r)).nan_to_num().sum().item() / minimum_variance_marginals(later, c, tolerance=1e-11).objective
-    benchmark.extra_info.update(side=side, bar=f"Σ E[w²] above the optimum by {excess.item() - 1:.1e}")
+    benchmark.extra_info.update(side=side, bar=f"Σ E w² above the optimum by {excess.item() - 1:.1e}")
     benchmark(run)
 
 
 @pytest.mark.parametrize(("n", "k"), SIZES)
 @pytest.mark.parametrize("side", ["ours", "torch.multinomial, independent rows", "uniforms alone"])
-def bench_rounding(benchmark, n, k, side):
+def test_rounding(benchmark, n, k, side):
     r = minimum_variance_marginals(router(n, k, *ROUTERS["mild"]), n // k).marginals
     run = {
         "ours": lambda: dependent_rounding(r, capacity=n // k),
