@@ -1,0 +1,120 @@
+"""Exact capacity-constrained assignment of datapoints to experts."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from prob_moe.matching._solver import INFEASIBLE, NOT_A_NUMBER, OPTIMAL, TOO_MANY, solve_many, solve_one
+from prob_moe.matching.exchange import shadow_prices, shortest_distances
+
+
+class Matching(NamedTuple):
+    r"""An optimal assignment with its dual.
+
+    :ivar assignment: (\*batch, n) long, the expert of each datapoint; -1 where it was masked out.
+    :ivar exchange_costs: (\*batch, k, k) float64, see :func:`~prob_moe.matching.exchange_costs`.
+    :ivar prices: (\*batch, k) float64, see :func:`~prob_moe.matching.shadow_prices`.
+    """
+
+    assignment: torch.Tensor
+    exchange_costs: torch.Tensor
+    prices: torch.Tensor
+
+
+def solve_assignment(scores: torch.Tensor, capacity: int, *, mask: torch.Tensor | None = None) -> Matching:
+    r"""The assignment of datapoints to experts that has the largest total score within capacity.
+
+    .. math:: \max_z \sum_i S_{i z_i} \quad \text{subject to} \quad \#\{i : z_i = j\} \le c \text{ for every expert } j.
+
+    Exact up to float64 rounding, for every input: coordinate descent on the dual finds prices that nearly balance the
+    experts, and shortest augmenting paths over the k experts (not the n datapoints) repair the rest. Memory is O(n k).
+    Scores of float32 and float64 are read in place; CUDA tensors are solved on the CPU and the results moved back once.
+
+    :param scores: (\*batch, n, k) float16, bfloat16, float32 or float64; -inf forbids a pair.
+    :param capacity: slots per expert, a positive int with n <= k * capacity.
+    :param mask: (\*batch, n) bool, broadcastable; False where a datapoint is absent: it takes no slot.
+    :return: :class:`Matching`, on the device of ``scores``. No gradient flows through it.
+    :raises ValueError: for a wrong shape or dtype, a capacity that is too small, NaN or +inf scores, and where -inf
+        scores leave no assignment.
+
+    >>> solve_assignment(torch.tensor([[5.0, 4.0], [3.0, 0.0]]), capacity=1).assignment
+    tensor([1, 0])
+    """
+    _check_arguments(scores, capacity, mask)
+    *batch, n, k = scores.shape
+    values = scores.detach().to("cpu")
+    if values.dtype in (torch.float16, torch.bfloat16):
+        values = values.float()
+    values = values.reshape(-1, n, k) if n else values.new_empty((int(np.prod(batch)), 0, k))
+    flat = values.contiguous().numpy()
+    size = flat.shape[0]
+    if mask is None:
+        present = np.empty((0, 0), np.bool_)
+    else:
+        present = mask.detach().to("cpu").expand(*batch, n).reshape(size, n).contiguous().numpy()
+    assignment = np.empty((size, n), np.int64)
+    costs = np.empty((size, k, k))
+    status = np.empty(size, np.int64)
+    if size == 1:  # a single problem needs no thread pool
+        none = np.empty(0, np.bool_)
+        status[0] = solve_one(flat[0], none if mask is None else present[0], capacity, assignment[0], costs[0])
+    elif size > 1:
+        solve_many(flat, present, capacity, assignment, costs, status)
+    if (status != OPTIMAL).any():
+        _raise_failure(status, scores, capacity)
+
+    z = torch.from_numpy(assignment).reshape(*batch, n)
+    exchange = torch.from_numpy(costs).reshape(*batch, k, k)
+    loads = torch.zeros(*batch, k, dtype=torch.long).scatter_add_(-1, z.clamp(min=0), (z >= 0).long())
+    prices = shadow_prices(shortest_distances(exchange), loads, capacity)
+    return Matching(z.to(scores.device), exchange.to(scores.device), prices.to(scores.device))
+
+
+def _check_arguments(scores: torch.Tensor, capacity: int, mask: torch.Tensor | None) -> None:
+    if not isinstance(scores, torch.Tensor) or not scores.is_floating_point():
+        kind = scores.dtype if isinstance(scores, torch.Tensor) else type(scores).__name__
+        raise ValueError(f"scores must be a floating-point tensor, but is {kind}; convert it with scores.float()")
+    shape = tuple(scores.shape)
+    if scores.dim() < 2 or shape[-1] == 0:
+        raise ValueError(f"scores must have shape (*batch, n, k) with k >= 1, but has shape {shape}")
+    if isinstance(capacity, bool) or not isinstance(capacity, (int, np.integer)) or capacity < 1:
+        raise ValueError(f"capacity must be a positive int, but is {capacity!r}")
+    if mask is None:
+        if shape[-2] > shape[-1] * capacity:
+            raise ValueError(_too_many(shape, capacity, f"{shape[-2]}"))
+        return
+    if not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool:
+        kind = mask.dtype if isinstance(mask, torch.Tensor) else type(mask).__name__
+        raise ValueError(f"mask must be a bool tensor, but is {kind}")
+    try:
+        mask.expand(shape[:-1])
+    except RuntimeError:
+        raise ValueError(
+            f"mask must have the shape of scores without its last dimension, {shape[:-1]}, "
+            f"but has shape {tuple(mask.shape)}"
+        ) from None
+
+
+def _too_many(shape: tuple[int, ...], capacity: int, present: str) -> str:
+    k = shape[-1]
+    return (
+        f"capacity={capacity} is too small: scores of shape {shape} have {present} datapoints for {k} experts with "
+        f"{k * capacity} slots; capacity must be at least n / k"
+    )
+
+
+def _raise_failure(status: np.ndarray, scores: torch.Tensor, capacity: int) -> None:
+    first = int(np.flatnonzero(status != OPTIMAL)[0])
+    batch = tuple(scores.shape[:-2])
+    where = f" in batch element {tuple(int(i) for i in np.unravel_index(first, batch))}" if batch else ""
+    shape = tuple(scores.shape)
+    if status[first] == NOT_A_NUMBER:
+        raise ValueError(f"scores of shape {shape} must be finite or -inf, but contain NaN or +inf{where}")
+    if status[first] == TOO_MANY:
+        raise ValueError(_too_many(shape, capacity, "too many present") + where)
+    if status[first] == INFEASIBLE:
+        raise ValueError(
+            f"scores of shape {shape} are -inf for too many pairs{where}: no assignment within capacity={capacity} "
+            "exists; allow more experts or raise the capacity"
+        )
