@@ -1,0 +1,17 @@
+"""Assignment procedures as Pyro distributions: one file each, one contract (:class:`AssignmentDistribution`)."""
+
+from prob_moe.distributions.base import AssignmentDistribution, capacity_from_factor
+from prob_moe.distributions.capacity_skip import CapacitySkip
+from prob_moe.distributions.dependent_rounding import DependentRounding
+from prob_moe.distributions.gumbel_matching import GumbelMatching, MatchingDraw
+from prob_moe.distributions.independent_routing import IndependentRouting
+
+__all__ = [
+    "AssignmentDistribution",
+    "CapacitySkip",
+    "DependentRounding",
+    "GumbelMatching",
+    "IndependentRouting",
+    "MatchingDraw",
+    "capacity_from_factor",
+]

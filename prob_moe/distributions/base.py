@@ -1,0 +1,271 @@
+"""The contract of an assignment distribution."""
+
+import math
+from typing import Any
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+
+from prob_moe.distributions.support import AssignmentConstraint, expert_counts, router_choices, router_logits
+from prob_moe.matching import solve_assignment
+
+
+class AssignmentDistribution(TorchDistribution):
+    r"""
+    Base of all procedures that assign n datapoints of a batch to k experts of limited capacity.
+
+    A router proposes :math:`p_i = \mathrm{softmax}(\phi_i)` for every datapoint i. A procedure draws the experts of all
+    datapoints jointly, so that no expert gets more than ``capacity``. Its value is one long tensor of shape
+    ``sample_shape + batch_shape + (n,)``:
+
+    * entry e in 0..k-1: the datapoint is processed by expert e;
+    * entry ``~e`` = -e-1: the router chose e, and the datapoint was dropped;
+    * entry -1 where ``mask`` is False: padding, which takes no part.
+
+    Every procedure is also a proposal for independent routing: for each datapoint i and every function g,
+
+    .. math:: E[w_i\, g(z_i)] = E_{z \sim p_i}[g(z)], \qquad w = \texttt{importance\_weights}(\texttt{value}).
+
+    A subclass defines :meth:`sample`, :meth:`importance_weights`, :attr:`mode`, and, where they exist,
+    :meth:`log_prob` and :meth:`enumerate_support`.
+
+    :param logits: router logits :math:`\phi`, float (*batch, n, k). Minus infinity forbids an expert.
+    :param capacity: the most datapoints that one expert can process, a positive int.
+    :param capacity_factor: instead of ``capacity``: capacity = ceil(capacity_factor * n / k).
+    :param mask: bool, broadcastable to (*batch, n); False marks padding, which takes no capacity.
+    :param validate_args: whether to check values, at the cost of a synchronisation of the device.
+    :raises ValueError: on logits of a wrong dtype or shape, NaN, a datapoint without an allowed expert, or more
+        datapoints than the experts can process.
+    """
+
+    arg_constraints = {"logits": router_logits}  # noqa: RUF012  (torch's form)
+    has_rsample = False
+    #: whether the procedure can drop a datapoint
+    drops = False
+    #: whether `capacity` bounds the loads
+    limited = True
+
+    def __init__(
+        self,
+        logits: Tensor,
+        *,
+        capacity: int | None = None,
+        capacity_factor: float | None = None,
+        mask: Tensor | None = None,
+        validate_args: bool | None = None,
+    ) -> None:
+        _check_logits(logits)
+        batch_shape, (num_datapoints, num_experts) = logits.shape[:-2], logits.shape[-2:]
+        self.mask = _check_mask(mask, logits)
+        # Whatever stands in padding, NaN for one, must not reach a value or a gradient.
+        self.logits = logits if self.mask is None else logits.masked_fill(~self.mask.unsqueeze(-1), 0.0)
+        self.capacity = self._resolve_capacity(capacity, capacity_factor, num_datapoints, num_experts)
+        # torch would check `arg_constraints` too, with a message that cannot say what is wrong.
+        super().__init__(batch_shape, torch.Size([num_datapoints]), validate_args=False)
+        if validate_args is not None:
+            self._validate_args = validate_args
+        else:
+            self._validate_args = torch.distributions.Distribution._validate_args
+        if self._validate_args:
+            self._validate_logits()
+
+    def _resolve_capacity(self, capacity: int | None, factor: float | None, n: int, k: int) -> int | None:
+        name = type(self).__name__
+        if capacity is not None and factor is not None:
+            raise ValueError(f"{name}: give capacity or capacity_factor, not both (got {capacity} and {factor})")
+        if factor is not None:
+            capacity = capacity_from_factor(factor, n, k)
+        if capacity is None:
+            if self.limited:
+                raise ValueError(f"{name}: one of capacity and capacity_factor is needed")
+            return None
+        if isinstance(capacity, bool) or not isinstance(capacity, int) or capacity < 1:
+            raise ValueError(f"{name}: capacity must be a positive int, got {capacity!r}")
+        # Padding takes no slot; how much of it there is stays on the device, so it is counted only when present.
+        present = n if self.mask is None else int(self.mask.sum(-1).max()) if self.mask.numel() else 0
+        if self.limited and present > k * capacity:
+            raise ValueError(
+                f"{name}: n = {present} datapoints exceed the k * capacity = {k} * {capacity} slots of the experts "
+                f"(logits of shape {tuple(self.logits.shape)}); capacity must be at least {-(-present // k)}"
+            )
+        return capacity
+
+    def _validate_logits(self) -> None:
+        logits = self.logits
+        if bool(router_logits.check(logits.detach()).all()):
+            return
+        shape = tuple(logits.shape)
+        if bool(torch.isnan(logits).any()):
+            raise ValueError(f"logits of shape {shape} contain NaN")
+        if bool((logits == torch.inf).any()):
+            raise ValueError(f"logits of shape {shape} contain +inf; forbid the other experts with -inf instead")
+        row = (logits == -torch.inf).all(-1).nonzero()[0].tolist()
+        raise ValueError(f"logits of shape {shape} forbid every expert to datapoint {row}: its row is -inf throughout")
+
+    # Shapes and names ------------------------------------------------------------------------------------------------
+
+    @property
+    def num_datapoints(self) -> int:
+        """n"""
+        return self.event_shape[0]
+
+    @property
+    def num_experts(self) -> int:
+        """k"""
+        return self.logits.shape[-1]
+
+    @property
+    def support(self) -> AssignmentConstraint:
+        return AssignmentConstraint(self.num_experts, self.capacity if self.limited else None, self.drops, self.mask)
+
+    @classmethod
+    def infer_shapes(cls, logits: torch.Size, **kwargs: Any) -> tuple[torch.Size, torch.Size]:
+        """:returns: batch shape and event shape for logits of a given shape."""
+        return torch.Size(logits[:-2]), torch.Size(logits[-2:-1])
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "AssignmentDistribution":
+        new = self._get_checked_instance(type(self), _instance)
+        batch_shape = torch.Size(batch_shape)
+        new.logits = self.logits.expand(batch_shape + self.logits.shape[-2:])
+        new.mask = None if self.mask is None else self.mask.expand(batch_shape + self.event_shape)
+        new.capacity = self.capacity
+        super(AssignmentDistribution, new).__init__(batch_shape, self.event_shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    def __repr__(self) -> str:
+        shape = tuple(self.logits.shape)
+        return f"{type(self).__name__}(logits of shape {shape}, capacity={self.capacity})"
+
+    # What a value says -----------------------------------------------------------------------------------------------
+
+    def processed(self, value: Tensor) -> Tensor:
+        """:returns: which datapoints are processed by an expert, bool (*, n)."""
+        return value >= 0
+
+    def loads(self, value: Tensor) -> Tensor:
+        """:returns: processed datapoints per expert, long (*, k)."""
+        return expert_counts(router_choices(value), value >= 0, self.num_experts)
+
+    def router_log_prob(self, value: Tensor) -> Tensor:
+        r"""
+        The router's own log-probability :math:`\log p_i(z_i)` of every choice, dropped or not; 0 for padding.
+
+        :returns: nats, (*, n), differentiable in the logits.
+        """
+        choices = router_choices(value)
+        log_p = self.logits.log_softmax(-1)
+        shape = torch.broadcast_shapes(choices.shape, log_p.shape[:-1])
+        picked = log_p.expand(shape + log_p.shape[-1:]).gather(-1, choices.expand(shape).unsqueeze(-1)).squeeze(-1)
+        return picked if self.mask is None else torch.where(self.mask, picked, torch.zeros_like(picked))
+
+    # What a procedure defines ----------------------------------------------------------------------------------------
+
+    def importance_weights(self, value: Tensor) -> Tensor:
+        r"""
+        Weights with :math:`E[w_i g(z_i)] = E_{p_i}[g]` for every g; 0 where the datapoint was dropped or is padding.
+
+        :returns: (*, n) in the dtype of the logits, without gradient.
+        """
+        raise NotImplementedError(f"{type(self).__name__} defines no importance weights")
+
+    @property
+    def mode(self) -> Tensor:
+        """The deterministic assignment used for serving, long (*batch, n)."""
+        raise NotImplementedError(f"{type(self).__name__} defines no mode")
+
+    def score_function(self, value: Tensor) -> Tensor:
+        r"""
+        A function whose gradient has the score :math:`\nabla\log P(\mathrm{value})` as its expectation given the value.
+
+        It is ``log_prob`` unless the procedure knows something cheaper.
+
+        :returns: nats, (*sample, *batch).
+        """
+        return self.log_prob(value)
+
+    # Helpers for subclasses ------------------------------------------------------------------------------------------
+
+    def _check_feasible(self) -> None:
+        """:raises ValueError: if forbidden experts leave no assignment of all datapoints within capacity."""
+        if self._validate_args and self.capacity is not None and bool((self.logits == -torch.inf).any()):
+            solve_assignment(self.logits.detach().clamp(max=0.0), self.capacity, mask=self.mask)
+
+    def _sample_router(self, sample_shape: torch.Size) -> Tensor:
+        """Independent draws z_i ~ p_i by the Gumbel-max trick, long (*sample, *batch, n); 0 for padding."""
+        logits = self.logits.detach()
+        choices = (logits + gumbel_noise_like(logits.expand(sample_shape + logits.shape))).argmax(-1)
+        return choices if self.mask is None else choices.masked_fill(~self.mask, 0)
+
+    def _code_padding(self, value: Tensor) -> Tensor:
+        return value if self.mask is None else value.masked_fill(~self.mask, -1)
+
+    def _present(self, like: Tensor) -> Tensor:
+        """Which datapoints are not padding, bool of the shape of ``like`` (*, n)."""
+        return torch.ones_like(like, dtype=torch.bool) if self.mask is None else self.mask.expand(like.shape)
+
+    def _validate_sample(self, value: Tensor) -> None:
+        name = type(self).__name__
+        if not isinstance(value, Tensor) or value.dtype != torch.long:
+            kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"{name}: value must be a long tensor of expert indices, got {kind}")
+        if value.shape[-1:] != self.event_shape:
+            raise ValueError(
+                f"{name}: value of shape {tuple(value.shape)} must end in n = {self.num_datapoints} datapoints"
+            )
+        try:
+            torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
+        except RuntimeError:
+            raise ValueError(
+                f"{name}: value of shape {tuple(value.shape)} does not broadcast to batch_shape "
+                f"{tuple(self.batch_shape)} + event_shape {tuple(self.event_shape)}"
+            ) from None
+        if not bool(self.support.check(value).all()):
+            raise ValueError(
+                f"{name}: value of shape {tuple(value.shape)} is outside the support {self.support}; "
+                "was it drawn by another distribution?"
+            )
+
+
+def capacity_from_factor(capacity_factor: float, num_datapoints: int, num_experts: int) -> int:
+    """
+    Capacity of an expert, ``ceil(capacity_factor * n / k)``, at least 1.
+
+    >>> capacity_from_factor(1.25, num_datapoints=100, num_experts=8)
+    16
+    """
+    if not 0 < capacity_factor < math.inf:
+        raise ValueError(f"capacity_factor must be positive and finite, got {capacity_factor!r}")
+    # A factor such as 1.1 is not exact in binary: 1.1 * 10 / 1 must be 11, not 12.
+    return max(1, math.ceil(capacity_factor * num_datapoints / num_experts - 1e-9))
+
+
+def gumbel_noise_like(tensor: Tensor) -> Tensor:
+    """Standard Gumbel noise of the shape and device of ``tensor``, in its dtype or float32 if that is coarser."""
+    dtype = torch.promote_types(tensor.dtype, torch.float32)
+    exponential = torch.empty(tensor.shape, dtype=dtype, device=tensor.device).exponential_()
+    # A float32 exponential can round to 0, whose Gumbel variable would be +inf.
+    return exponential.clamp_(min=torch.finfo(dtype).tiny).log_().neg_()
+
+
+def _check_logits(logits: Tensor) -> None:
+    if not isinstance(logits, Tensor) or not logits.is_floating_point():
+        kind = logits.dtype if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"logits must be a tensor of floating-point numbers, got {kind}")
+    if logits.dim() < 2 or logits.shape[-1] < 1:
+        raise ValueError(f"logits must have shape (*batch, n, k) with k >= 1, got {tuple(logits.shape)}")
+
+
+def _check_mask(mask: Tensor | None, logits: Tensor) -> Tensor | None:
+    if mask is None:
+        return None
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise ValueError(f"mask must be a bool tensor, got {kind}")
+    try:
+        return mask.expand(logits.shape[:-1])
+    except RuntimeError:
+        raise ValueError(
+            f"mask of shape {tuple(mask.shape)} does not broadcast to (*batch, n) = {tuple(logits.shape[:-1])}"
+        ) from None

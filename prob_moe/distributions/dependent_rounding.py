@@ -1,0 +1,127 @@
+"""Assignments with prescribed marginals: the least variance of weights that capacity allows."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prob_moe.distributions.base import AssignmentDistribution
+from prob_moe.distributions.support import router_choices
+from prob_moe.matching import dependent_rounding, minimum_variance_marginals, router_marginals, solve_assignment
+
+MARGINALS = ("minimum_variance", "router")
+
+
+class DependentRounding(AssignmentDistribution):
+    r"""
+    Chooses the marginals :math:`r_{ij} = P(i \text{ is processed by } j)` first, as well as they can be chosen, and
+    draws an assignment that has exactly these and never exceeds capacity.
+
+    .. math::
+        \min_r \sum_{ij} p_{ij}^2 / r_{ij} \ \text{ s.t. } \sum_i r_{ij} \le c,\ \sum_j r_{ij} \le 1
+        \quad\Rightarrow\quad r_{ij} = p_{ij} / \sqrt{\alpha_i + \beta_j},\qquad w_i = p_{i z_i} / r_{i z_i}.
+
+    The objective is :math:`\sum_i E[w_i^2]`; by Jensen's inequality no procedure within capacity has unbiased weights
+    with a smaller one. The weights are bounded, and exactly 1 where the router is balanced. A datapoint is dropped with
+    probability :math:`1 - \sum_j r_{ij}`, which is 0 as long as all :math:`p_{ij} > 0`; forbidden experts can make it
+    positive. A dropped entry codes a choice drawn from :math:`p_i`. The loads differ by less than 1 from their
+    expectations.
+
+    The joint probability of a draw has no tractable form: :meth:`log_prob` raises. The router objective does not need
+    it (:class:`~prob_moe.estimators.TraceRouting_ELBO`).
+
+    Cost: a convex dual in k prices, a few passes of O(nk), and O(nk^2) at worst for the rounding. The mode is the
+    matching of the logits.
+
+    Source: rounding after Gandhi, Khuller, Parthasarathy & Srinivasan (2006), "Dependent rounding and its applications
+    to approximation algorithms"; the minimum-variance marginals are this library's own.
+
+    :param logits: router logits, float (*batch, n, k).
+    :param capacity: the most datapoints that one expert processes.
+    :param marginals: ``"minimum_variance"``, or ``"router"``: p itself, its overflow skipped and corrected,
+        :math:`r_{ij} = p_{ij} \min(1, c / \sum_i p_{ij})`.
+    :param initial_prices: ``expert_prices`` of an earlier, similar problem, to start the dual from.
+
+    >>> _ = torch.manual_seed(0)
+    >>> rounding = DependentRounding(torch.zeros(6, 3), capacity=2)
+    >>> z = rounding.sample()
+    >>> rounding.loads(z), rounding.importance_weights(z)
+    (tensor([2, 2, 2]), tensor([1., 1., 1., 1., 1., 1.]))
+    """
+
+    drops = True
+    capacity: int
+
+    def __init__(
+        self,
+        logits: Tensor,
+        *,
+        marginals: str = "minimum_variance",
+        initial_prices: Tensor | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if marginals not in MARGINALS:
+            raise ValueError(f"marginals must be one of {MARGINALS}, got {marginals!r}")
+        super().__init__(logits, **kwargs)
+        self._check_feasible()
+        self.marginals = marginals
+        self._initial_prices = initial_prices
+        self._log_r: Tensor | None = None
+        self._expert_prices: Tensor | None = None
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "DependentRounding":
+        new: DependentRounding = super().expand(batch_shape, _instance)
+        new.marginals = self.marginals
+        new._initial_prices = None
+        # The marginals are a function of the logits: solved once, for all that expansion repeats.
+        new._log_r = self.log_marginals.expand(new.logits.shape)
+        prices = self._expert_prices
+        new._expert_prices = None if prices is None else prices.expand(*batch_shape, self.num_experts)
+        return new
+
+    @property
+    def log_marginals(self) -> Tensor:
+        """log r_ij, float64 (*batch, n, k), without gradient; -inf in padding."""
+        if self._log_r is None:
+            logits = self.logits.detach().double()
+            if self.marginals == "router":
+                self._log_r = router_marginals(logits, self.capacity, mask=self.mask)
+            else:
+                solved = minimum_variance_marginals(
+                    logits, self.capacity, mask=self.mask, initial_prices=self._initial_prices
+                )
+                self._log_r, self._expert_prices = solved.log_marginals, solved.expert_prices
+        return self._log_r
+
+    @property
+    def expert_prices(self) -> Tensor:
+        """The dual prices of the experts' capacity, (*batch, k): the ``initial_prices`` of the next step."""
+        if self.marginals == "router":
+            raise ValueError('marginals="router" have no prices; use marginals="minimum_variance"')
+        _ = self.log_marginals
+        assert self._expert_prices is not None
+        return self._expert_prices
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        sample_shape = torch.Size(sample_shape)
+        r = self.log_marginals.exp()
+        processed = dependent_rounding(r.expand(sample_shape + r.shape), capacity=self.capacity)
+        value = torch.where(processed >= 0, processed, ~self._sample_router(sample_shape))
+        return self._code_padding(value)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        raise NotImplementedError(
+            "DependentRounding has no tractable joint log_prob. For the router objective, TraceRouting_ELBO works "
+            "without it; for the balanced objective use GumbelMatching or CapacitySkip"
+        )
+
+    def importance_weights(self, value: Tensor) -> Tensor:
+        with torch.no_grad():
+            log_w = self.logits.double().log_softmax(-1) - self.log_marginals
+            index = router_choices(value).unsqueeze(-1)
+            picked = log_w.expand(*value.shape, self.num_experts).gather(-1, index).squeeze(-1)
+            return torch.where(value >= 0, picked.exp(), torch.zeros_like(picked)).to(self.logits.dtype)
+
+    @property
+    def mode(self) -> Tensor:
+        return solve_assignment(self.logits.detach(), self.capacity, mask=self.mask).assignment

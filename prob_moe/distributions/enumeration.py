@@ -1,0 +1,94 @@
+"""All values of an assignment distribution, for the small cases in which exact answers check everything else."""
+
+from collections.abc import Iterator
+from itertools import combinations, product
+from math import comb
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from prob_moe.distributions.base import AssignmentDistribution
+
+#: more values than this are refused rather than enumerated
+MAX_VALUES = 2**18
+
+
+def enumerate_choices(routing: "AssignmentDistribution", expand: bool = True) -> Tensor:
+    """All k^n choices without drops, long (k^n, *batch, n)."""
+    n, k = routing.num_datapoints, routing.num_experts
+    _refuse_large(routing, k**n)
+    return _with_batch(routing, torch.tensor(list(product(range(k), repeat=n)), dtype=torch.long), expand)
+
+
+def enumerate_matchings(routing: "AssignmentDistribution", expand: bool = True) -> Tensor:
+    """All assignments within capacity, nobody dropped, long (count, *batch, n)."""
+    assert routing.capacity is not None
+    _refuse_large(routing, _count_matchings(routing.num_datapoints, routing.num_experts, routing.capacity))
+    values = enumerate_within_capacity(routing.num_datapoints, routing.num_experts, routing.capacity)
+    return _with_batch(routing, values, expand)
+
+
+def enumerate_skips(routing: "AssignmentDistribution", expand: bool = True) -> Tensor:
+    """All choices with all ways to drop the overflow, long (count, *batch, n)."""
+    n, k, capacity = routing.num_datapoints, routing.num_experts, routing.capacity
+    assert capacity is not None
+    _refuse_large(routing, k**n)
+    values: list[list[int]] = []
+    for choices in product(range(k), repeat=n):
+        members = [[i for i in range(n) if choices[i] == j] for j in range(k)]
+        for dropped in product(*(combinations(m, max(0, len(m) - capacity)) for m in members)):
+            out = {i for group in dropped for i in group}
+            values.append([~z if i in out else z for i, z in enumerate(choices)])
+        _refuse_large(routing, len(values))
+    return _with_batch(routing, torch.tensor(values, dtype=torch.long), expand)
+
+
+def enumerate_within_capacity(num_datapoints: int, num_experts: int, capacity: int) -> Tensor:
+    """
+    All assignments in which no expert gets more than its capacity, long (count, n).
+
+    >>> enumerate_within_capacity(2, 2, capacity=1)
+    tensor([[0, 1],
+            [1, 0]])
+    """
+
+    def extend(prefix: list[int], free: list[int]) -> Iterator[list[int]]:
+        if len(prefix) == num_datapoints:
+            yield prefix
+            return
+        for j in range(num_experts):
+            if free[j]:
+                yield from extend([*prefix, j], [room - (a == j) for a, room in enumerate(free)])
+
+    values = list(extend([], [capacity] * num_experts))
+    return torch.tensor(values, dtype=torch.long).reshape(len(values), num_datapoints)
+
+
+def _count_matchings(n: int, k: int, capacity: int) -> int:
+    """Number of assignments within capacity: fill one expert after the other."""
+    ways = {0: 1}
+    for _ in range(k):
+        following: dict[int, int] = {}
+        for used, count in ways.items():
+            for load in range(min(capacity, n - used) + 1):
+                following[used + load] = following.get(used + load, 0) + count * comb(n - used, load)
+        ways = following
+    return ways.get(n, 0)
+
+
+def _refuse_large(routing: "AssignmentDistribution", count: int) -> None:
+    if routing.mask is not None:
+        raise NotImplementedError("enumerate_support: leave padding out of the logits instead of masking it")
+    if count > MAX_VALUES:
+        raise ValueError(
+            f"enumerate_support of {routing} would list {count:.3g} values, more than {MAX_VALUES}; "
+            "use fewer datapoints or experts, or estimate with samples"
+        )
+
+
+def _with_batch(routing: "AssignmentDistribution", values: Tensor, expand: bool) -> Tensor:
+    values = values.to(routing.logits.device)
+    values = values.reshape(values.shape[:1] + (1,) * len(routing.batch_shape) + values.shape[-1:])
+    return values.expand(values.shape[:1] + routing.batch_shape + routing.event_shape) if expand else values

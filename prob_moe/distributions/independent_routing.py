@@ -1,0 +1,47 @@
+"""Independent routing: the reference without capacity."""
+
+import torch
+from torch import Tensor
+
+from prob_moe.distributions.base import AssignmentDistribution
+from prob_moe.distributions.enumeration import enumerate_choices
+
+
+class IndependentRouting(AssignmentDistribution):
+    r"""
+    Every datapoint draws its expert on its own: :math:`z_i \sim p_i = \mathrm{softmax}(\phi_i)`. No capacity.
+
+    .. math:: P(Z) = \prod_i p_{i z_i}, \qquad w_i = 1.
+
+    Cost O(nk). The mode is the router's most probable expert of every datapoint.
+
+    :param logits: router logits, float (*batch, n, k).
+    :param mask: bool (*batch, n), False for padding.
+
+    >>> _ = torch.manual_seed(0)
+    >>> routing = IndependentRouting(torch.zeros(5, 3))
+    >>> z = routing.sample()
+    >>> routing.log_prob(z).exp() * 3**5
+    tensor(1.0000)
+    """
+
+    has_enumerate_support = True
+    limited = False
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        return self._code_padding(self._sample_router(torch.Size(sample_shape)))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        return self.router_log_prob(value).sum(-1)
+
+    def importance_weights(self, value: Tensor) -> Tensor:
+        return (value >= 0).to(self.logits.dtype)
+
+    @property
+    def mode(self) -> Tensor:
+        return self._code_padding(self.logits.argmax(-1))
+
+    def enumerate_support(self, expand: bool = True) -> Tensor:
+        return enumerate_choices(self, expand)

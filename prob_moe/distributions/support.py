@@ -1,0 +1,74 @@
+"""Constraints: what router logits may be, and which assignments a procedure can produce."""
+
+import torch
+from torch import Tensor
+from torch.distributions.constraints import Constraint
+
+
+def expert_counts(experts: Tensor, counted: Tensor, num_experts: int) -> Tensor:
+    """
+    Count datapoints per expert.
+
+    :param experts: expert of every datapoint, long (*, n), in ``[0, num_experts)``.
+    :param counted: which datapoints count, bool (*, n).
+    :returns: long (*, k).
+    """
+    # Out of place, so that provenance of the assignment survives.
+    zeros = torch.zeros(*experts.shape[:-1], num_experts, dtype=torch.long, device=experts.device)
+    return zeros.scatter_add(-1, experts, counted.long())
+
+
+def router_choices(value: Tensor) -> Tensor:
+    """The expert that the router chose, also where the datapoint was dropped (``~e`` codes a dropped choice of e)."""
+    return torch.where(value < 0, ~value, value)
+
+
+class _RouterLogits(Constraint):
+    """Real numbers or minus infinity (a forbidden expert), with at least one allowed expert for every datapoint."""
+
+    event_dim = 2
+
+    def check(self, value: Tensor) -> Tensor:
+        legal = value < torch.inf  # False for NaN
+        return legal.all(-1).all(-1) & (value > -torch.inf).any(-1).all(-1)
+
+
+router_logits = _RouterLogits()
+
+
+class AssignmentConstraint(Constraint):
+    """
+    Assignments of n datapoints to k experts, coded as in :class:`AssignmentDistribution`.
+
+    :param num_experts: k.
+    :param capacity: the most datapoints that one expert processes, or None.
+    :param drops: whether a datapoint may be dropped.
+    :param mask: bool (*batch, n), False where the datapoint is padding and its entry is -1, or None.
+    """
+
+    is_discrete = True
+    event_dim = 1
+
+    def __init__(self, num_experts: int, capacity: int | None, drops: bool, mask: Tensor | None = None) -> None:
+        self.num_experts = num_experts
+        self.capacity = capacity
+        self.drops = drops
+        self.mask = mask
+
+    def check(self, value: Tensor) -> Tensor:
+        """:returns: bool, the batch shape of ``value`` (*, n)."""
+        choices = router_choices(value)
+        in_range = choices < self.num_experts
+        processed = value >= 0
+        entry_ok = in_range if self.drops else in_range & processed
+        if self.mask is not None:
+            entry_ok = torch.where(self.mask, entry_ok, value == -1)
+        ok = entry_ok.all(-1)
+        if self.capacity is not None:
+            loads = expert_counts(choices.clamp(max=self.num_experts - 1), processed & in_range, self.num_experts)
+            ok = ok & (loads <= self.capacity).all(-1)
+        return ok
+
+    def __repr__(self) -> str:
+        drops = "with drops" if self.drops else "nobody dropped"
+        return f"AssignmentConstraint({self.num_experts} experts, capacity {self.capacity}, {drops})"
