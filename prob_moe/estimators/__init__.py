@@ -1,0 +1,7 @@
+"""Estimators that turn a trace with assignment sites into unbiased gradients."""
+
+from prob_moe.estimators.balanced import ScoreOnly, balanced_objective
+from prob_moe.estimators.baselines import BaselineOptions, Baselines
+from prob_moe.estimators.trace_routing_elbo import TraceRouting_ELBO
+
+__all__ = ["BaselineOptions", "Baselines", "ScoreOnly", "TraceRouting_ELBO", "balanced_objective"]

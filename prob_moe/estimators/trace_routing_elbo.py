@@ -1,0 +1,259 @@
+"""The router objective as a Pyro ELBO: unbiased gradients through importance-weighted assignments."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.distributions.util import is_identically_zero
+from pyro.infer import Trace_ELBO
+from pyro.infer.util import MultiFrameTensor, is_validation_enabled, torch_item
+from pyro.poutine import Trace
+from pyro.poutine.indep_messenger import CondIndepStackFrame
+from pyro.poutine.util import prune_subsample_sites
+from pyro.util import check_model_guide_match, check_site_shape, warn_if_nan
+from torch import Tensor
+
+from prob_moe.estimators.baselines import BaselineOptions, Baselines
+from prob_moe.estimators.checks import check_baselines, check_dependence
+from prob_moe.estimators.sites import (
+    Site,
+    assignment_sites,
+    data_plate,
+    is_assignment,
+    ordinary_sites,
+    per_datapoint,
+)
+
+
+@dataclass
+class RoutedData:
+    """What one trace says of the datapoints; all tensors are lined up with the plates."""
+
+    #: f_i, the log-probability of everything in the data plate, with gradient
+    cost: Tensor
+    #: product of the importance weights of all assignment sites, without gradient
+    weight: Tensor
+    #: router log-probability log p_i(z_i) and baseline options by assignment site
+    log_p: dict[str, Tensor]
+    options: dict[str, BaselineOptions]
+    #: the data plate
+    frame: CondIndepStackFrame
+
+
+class TraceRouting_ELBO(Trace_ELBO):
+    r"""
+    Unbiased gradients of the *router objective*
+
+    .. math:: R(\theta) = \sum_i E_{z_i \sim p_i}[f_i(z_i)],
+
+    whatever :class:`~prob_moe.distributions.AssignmentDistribution` draws the assignment. Here :math:`f_i` is the
+    log-probability of all that stands in the data plate of datapoint i: datapoints route independently, and the
+    capacity-limited procedure is a proposal with weights :math:`w_i`. The surrogate is
+
+    .. math:: \sum_i \mathrm{sg}(w_i)\,[\, f_i + \mathrm{sg}(f_i - b_i) \log p_i(z_i) \,],
+
+    with the baseline :math:`b_i` *inside* the weight: outside of it, where Pyro's own ELBOs put it, the estimator is
+    biased for procedures under which the score :math:`\nabla\log p_i(z_i)` has not mean zero.
+
+    **Model.** Assignment sites stand outside the data plate (a plate of size n); they need not appear in the guide.
+    Where the guide draws them, from another router q, :math:`f_i` includes :math:`\log p_i(z_i) - \log q_i(z_i)`. With
+    several assignment sites (layers) the weights multiply. All other sites are treated as in
+    :class:`~pyro.infer.Trace_ELBO`, with :math:`\sum_i w_i f_i` as the log-likelihood. The joint ``log_prob`` of an
+    assignment site is never evaluated.
+
+    **Assumption.** Datapoints interact through the capacity only. Where they interact otherwise (attention, batch
+    normalisation), or a site outside the data plate depends on an assignment, the estimate is biased: use the balanced
+    objective there (:func:`~prob_moe.estimators.balanced_objective` with Pyro's own ELBOs).
+
+    **Baselines** are read from ``infer={"baseline": {...}}`` of an assignment site, with Pyro's keys and
+    ``use_leave_one_out_baseline``: see :class:`~prob_moe.estimators.BaselineOptions`.
+
+    Source: Kool, Maddison & Mnih (2021), "Unbiased Gradient Estimation with Balanced Assignments for Mixtures of
+    Experts".
+
+    :param weighted: whether to weight. Without, every processed datapoint counts 1: the biased twin, for comparison.
+    :param kwargs: ``num_particles``, ``vectorize_particles``, ``max_plate_nesting``, ``retain_graph`` as in Pyro.
+    :raises ValueError: if an assignment site has no data plate, or a baseline option is unknown.
+    """
+
+    def __init__(self, *, weighted: bool = True, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.weighted = weighted
+        self.baselines = Baselines()
+        self._checked_dependence = False
+
+    # Traces ----------------------------------------------------------------------------------------------------------
+
+    def _guess_max_plate_nesting(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> None:
+        # Pyro's guess evaluates every log_prob; those of assignments are never needed and may not exist.
+        super()._guess_max_plate_nesting(_without_assignments(model), _without_assignments(guide), args, kwargs)
+
+    def _get_trace(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> tuple[Trace, Trace]:
+        if is_validation_enabled() and not self._checked_dependence:
+            check_dependence(model, guide, args, kwargs)
+            self._checked_dependence = True
+        guide_trace = prune_subsample_sites(poutine.trace(guide).get_trace(*args, **kwargs))
+        replayed = poutine.replay(model, trace=guide_trace)
+        model_trace = prune_subsample_sites(poutine.trace(replayed).get_trace(*args, **kwargs))
+        # The joint log-probability of an assignment site is left out on both sides.
+        model_rest, guide_rest = model_trace.copy(), guide_trace.copy()
+        for trace in (model_rest, guide_rest):
+            for name in assignment_sites(trace):
+                trace.remove_node(name)
+        if is_validation_enabled():
+            check_model_guide_match(model_rest, guide_rest, self.max_plate_nesting)
+            check_baselines(guide_rest)
+        model_rest.compute_log_prob()
+        guide_rest.compute_score_parts()
+        if is_validation_enabled():
+            for trace in (model_rest, guide_rest):
+                for site in ordinary_sites(trace).values():
+                    check_site_shape(site, self.max_plate_nesting)
+        return model_trace, guide_trace
+
+    # Losses ----------------------------------------------------------------------------------------------------------
+
+    def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
+        """:returns: an estimate of -R, without side effects on the baselines."""
+        elbo = 0.0
+        with torch.no_grad():
+            for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
+                particle, _, _ = self._particle(model_trace, guide_trace)
+                elbo += torch_item(particle) / self.num_particles
+        warn_if_nan(-elbo, "loss")
+        return -elbo
+
+    def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
+        """:returns: a scalar with the value of the loss and the gradient of the surrogate."""
+        elbo, surrogate = self._elbo_and_surrogate(model, guide, args, kwargs)
+        warn_if_nan(surrogate, "loss")
+        return -elbo - (surrogate - surrogate.detach())
+
+    def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
+        """:returns: the loss, after backward on the surrogate."""
+        elbo, surrogate = self._elbo_and_surrogate(model, guide, args, kwargs)
+        if surrogate.requires_grad:
+            (-surrogate).backward(retain_graph=self.retain_graph)
+        loss = -torch_item(elbo)
+        warn_if_nan(loss, "loss")
+        return loss
+
+    def _elbo_and_surrogate(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> tuple[Tensor, Tensor]:
+        elbo: Any = 0.0
+        surrogate: Any = 0.0
+        routed = []
+        for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
+            particle, particle_surrogate, data = self._particle(model_trace, guide_trace)
+            elbo = elbo + particle
+            surrogate = surrogate + particle_surrogate
+            routed.append(data)
+        if routed[0] is not None:
+            # All particles at once, since leave-one-out baselines compare them. Vectorised, the outermost dimension
+            # already runs over them.
+            stacked = self.vectorize_particles and self.num_particles > 1
+            surrogate = surrogate + self._routed_surrogate(routed[0] if stacked else _stack(routed))
+        return torch.as_tensor(elbo) / self.num_particles, torch.as_tensor(surrogate) / self.num_particles
+
+    def _particle(self, model_trace: Trace, guide_trace: Trace) -> tuple[Any, Any, Any]:
+        """The ELBO of a trace, the surrogate of all that is not routed, and what is."""
+        data, stack = self._routed_data(model_trace, guide_trace)
+        elbo: Any = 0.0
+        surrogate: Any = 0.0
+        log_r = MultiFrameTensor()
+        if data is not None:
+            weighted = data.weight * data.cost.detach()
+            elbo = elbo + weighted.sum()
+            log_r.add((stack, weighted))
+        for site in ordinary_sites(model_trace).values():
+            if data is None or data.frame not in site["cond_indep_stack"]:
+                elbo = elbo + site["log_prob_sum"].detach()
+                surrogate = surrogate + site["log_prob_sum"]
+                log_r.add((site["cond_indep_stack"], site["log_prob"].detach()))
+        guide_sites = ordinary_sites(guide_trace)
+        for site in guide_sites.values():
+            if data is None or data.frame not in site["cond_indep_stack"]:
+                elbo = elbo - site["log_prob_sum"].detach()
+                entropy_term = site["score_parts"].entropy_term
+                if not is_identically_zero(entropy_term):
+                    surrogate = surrogate - entropy_term.sum()
+                log_r.add((site["cond_indep_stack"], -site["log_prob"].detach()))
+        for site in guide_sites.values():
+            score = site["score_parts"].score_function
+            if not is_identically_zero(score):
+                surrogate = surrogate + (log_r.sum_to(site["cond_indep_stack"]) * score).sum()
+        return elbo, surrogate, data
+
+    def _routed_data(self, model_trace: Trace, guide_trace: Trace) -> tuple[RoutedData | None, tuple]:
+        sites = assignment_sites(model_trace)
+        if not sites:
+            return None, ()
+        frames = {name: data_plate(model_trace, name, site) for name, site in sites.items()}
+        frame = next(iter(frames.values()))
+        if len(set(frames.values())) > 1:
+            raise ValueError(f"all assignment sites must share one data plate, got {frames}")
+        dim = frame.dim
+        weight, log_p, options, routing_terms = None, {}, {}, []
+        for name, model_site in sites.items():
+            # The guide's router is the proposal's where it draws the site; else the model's is.
+            site = guide_trace.nodes.get(name, model_site)
+            own = per_datapoint(self._weights(site), dim)
+            weight = own if weight is None else weight * own
+            log_p[name] = per_datapoint(site["fn"].router_log_prob(site["value"]), dim)
+            options[name] = BaselineOptions.of(name, site)
+            if site is not model_site:
+                prior = per_datapoint(model_site["fn"].router_log_prob(model_site["value"]), dim)
+                routing_terms.append(prior - log_p[name])
+        assert weight is not None
+        terms = [*routing_terms, *_plate_terms(model_trace, guide_trace, frame)]
+        cost = _sum_to(terms, weight)
+        # Where the weight is 0, nothing counts: not even an infinite cost.
+        cost = torch.where(weight > 0, cost, torch.zeros_like(cost))
+        stack = (*next(iter(sites.values()))["cond_indep_stack"], frame)
+        return RoutedData(cost, weight, log_p, options, frame), stack
+
+    def _weights(self, site: Site) -> Tensor:
+        routing, value = site["fn"], site["value"]
+        if self.weighted:
+            return routing.importance_weights(value).detach()
+        return routing.processed(value).to(routing.logits.dtype)
+
+    def _routed_surrogate(self, data: RoutedData) -> Tensor:
+        cost = data.cost.detach()
+        surrogate = (data.weight * data.cost).sum()
+        for name, log_p in data.log_p.items():
+            baseline, baseline_loss = self.baselines(name, data.options[name], cost, data.weight, data.frame.dim)
+            surrogate = surrogate + (data.weight * (cost - baseline) * log_p).sum() - baseline_loss
+        return surrogate
+
+
+def _without_assignments(fn: Callable) -> Callable:
+    return poutine.block(fn, hide_fn=is_assignment)
+
+
+def _sites_in_plate(trace: Trace, frame: CondIndepStackFrame) -> dict[str, Site]:
+    return {name: site for name, site in ordinary_sites(trace).items() if frame in site["cond_indep_stack"]}
+
+
+def _plate_terms(model_trace: Trace, guide_trace: Trace, frame: CondIndepStackFrame) -> list[Tensor]:
+    """log p - log q of everything in the data plate."""
+    model_terms = [site["log_prob"] for site in _sites_in_plate(model_trace, frame).values()]
+    return model_terms + [-site["log_prob"] for site in _sites_in_plate(guide_trace, frame).values()]
+
+
+def _sum_to(terms: list[Tensor], like: Tensor) -> Tensor:
+    """The sum of the terms for every datapoint: plates inside the data plate are summed out."""
+    total = sum(terms[1:], terms[0])
+    return total.expand(torch.broadcast_shapes(total.shape, like.shape)).sum_to_size(like.shape)
+
+
+def _stack(particles: list[RoutedData]) -> RoutedData:
+    return RoutedData(
+        cost=torch.stack([p.cost for p in particles]),
+        weight=torch.stack([p.weight for p in particles]),
+        log_p={name: torch.stack([p.log_p[name] for p in particles]) for name in particles[0].log_p},
+        # One network predicts for all particles.
+        options=particles[0].options,
+        frame=particles[0].frame,
+    )

@@ -1,0 +1,81 @@
+"""One small routing problem, replicated in a plate, so that one backward pass gives many independent gradients."""
+
+from collections.abc import Callable
+from functools import partial
+
+import pyro
+import torch
+from torch import Tensor
+
+from prob_moe.distributions import AssignmentDistribution
+from prob_moe.distributions.support import router_choices
+from prob_moe.estimators.sites import per_datapoint
+
+Assignment = Callable[..., AssignmentDistribution]
+
+
+def problem(num_datapoints: int, num_experts: int) -> tuple[Tensor, Tensor]:
+    """Router logits and a table of log-likelihoods f, both (n, k) float64, unbalanced and far from zero."""
+    generator = torch.Generator().manual_seed(17)
+    shape = (num_datapoints, num_experts)
+    bias = torch.linspace(0.7, -0.7, num_experts, dtype=torch.float64)
+    logits = torch.randn(shape, generator=generator, dtype=torch.float64) + bias
+    return logits, 2 * torch.randn(shape, generator=generator, dtype=torch.float64) - 3
+
+
+def model(logits: Tensor, f: Tensor, assignment: Assignment, baseline: dict | None = None) -> None:
+    """logits (*replicas, n, k); the log-likelihood of datapoint i at expert j is f[i, j]. A dropped one has none."""
+    logits = pyro.param("logits", logits)
+    replicas, n = logits.shape[:-2], logits.shape[-2]
+    infer = {} if baseline is None else {"baseline": baseline}
+    with pyro.plate_stack("replicas", replicas, rightmost_dim=-2):
+        z = pyro.sample("z", assignment(logits.unsqueeze(-3) if replicas else logits), infer=infer)
+        routed = per_datapoint(z, -1)
+        with pyro.plate("data", n, dim=-1), pyro.poutine.mask(mask=routed >= 0):
+            choices = router_choices(routed)
+            f_chosen = f.expand((*choices.shape, f.shape[-1])).gather(-1, choices.unsqueeze(-1)).squeeze(-1)
+            pyro.factor("f", f_chosen)
+
+
+def no_guide(*args: object, **kwargs: object) -> None:
+    """The guide of a model whose only latent sites are assignments."""
+
+
+def gradients(elbo: pyro.infer.ELBO, make_pair: Callable, logits: Tensor, *args: object, replicas: int) -> Tensor:
+    """:returns: one gradient of the estimated objective (not the loss) a replica, (replicas, n, k)."""
+    pyro.clear_param_store()
+    run_model, guide = make_pair(model)
+    elbo.loss_and_grads(run_model, guide, logits.expand(replicas, *logits.shape).clone(), *args)
+    gradient = pyro.param("logits").unconstrained().grad
+    assert gradient is not None
+    return -gradient
+
+
+def standard_errors_off(samples: Tensor, exact: Tensor) -> float:
+    """The largest distance of a coordinate of the mean from its exact value, in standard errors."""
+    error = (samples.mean(0) - exact).abs()
+    deviation = samples.std(0) / len(samples) ** 0.5
+    return float((error / deviation.clamp(min=1e-12)).max())
+
+
+def router_pair(run_model: Callable) -> tuple[Callable, Callable]:
+    return run_model, no_guide
+
+
+def exact_router_gradient(logits: Tensor, f: Tensor) -> Tensor:
+    leaf = logits.clone().requires_grad_()
+    return torch.autograd.grad((leaf.softmax(-1) * f).sum(), leaf)[0]
+
+
+def exact_balanced_gradient(logits: Tensor, f: Tensor, assignment: Assignment) -> Tensor:
+    """By enumeration of all assignments."""
+    leaf = logits.clone().requires_grad_()
+    procedure = assignment(leaf)
+    values = procedure.enumerate_support()
+    choices = router_choices(values)
+    totals = (f.expand(len(values), *f.shape).gather(-1, choices.unsqueeze(-1)).squeeze(-1) * (values >= 0)).sum(-1)
+    return torch.autograd.grad((procedure.log_prob(values).exp() * totals).sum(), leaf)[0]
+
+
+def with_capacity(distribution: type[AssignmentDistribution], capacity: int) -> Assignment:
+    return partial(distribution, capacity=capacity)
