@@ -1,1 +1,5 @@
 """Combinatorial numerics on plain tensors: assignment, exchange graph, price densities, marginals, rounding."""
+
+from prob_moe.matching.price_density import PriceStructure, price_log_density, price_structure
+
+__all__ = ["PriceStructure", "price_log_density", "price_structure"]
