@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from prob_moe.matching.price_density import price_structure, reachable_logits, tree_log_density
 from prob_moe.matching.price_integral import RULES, Nodes, PriceEstimate, importance_sampling, in_chunks, quadrature
-from prob_moe.matching.price_mode import PriceProblem
+from prob_moe.matching.price_mode import PriceProblem, logit_score
 
 BATCH_ELEMENTS = 2**21  # of the largest tensor (points, batch, k) or (batch, k, k, k) of one chunk of the batch
 QUADRATURE_POINTS = 2**13  # what product rules typically need
@@ -119,8 +119,5 @@ def _weighted_score(problem: PriceProblem, node: Nodes, weights: Tensor) -> Tens
     """Σ_m w_m ∂ log p(Z, v_m) / ∂φ for the points of one set of nodes, (batch, n, k)."""
     total = torch.zeros_like(problem.logits)
     for prices, weight in zip(in_chunks(node.prices, problem), in_chunks(weights, problem)):
-        with torch.enable_grad():
-            logits = problem.logits.detach().requires_grad_()
-            log_joint = problem._replace(logits=logits).log_joint(prices)
-            total += torch.autograd.grad(log_joint, logits, weight)[0]
+        total += torch.einsum("mbnk,mb->bnk", logit_score(problem, prices), weight)
     return total

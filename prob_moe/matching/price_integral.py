@@ -12,7 +12,7 @@ from prob_moe.matching.price_proposal import PriceProposal
 
 SCRAMBLES = 8
 GENERATIONS = 4  # proposals tried: the fit at the mode, then fits to the weighted points of the one before
-GOOD_SHARE = 0.25  # effective share of the points above which a proposal is kept
+GOOD_SHARE = 0.1  # effective share of the points above which a proposal is kept
 FEW_POINTS = 30  # effective points at which the reported error is doubled: standard errors of so few are too small
 CHUNK_ELEMENTS = 2**21  # of a tensor (points, batch, n, k)
 
@@ -31,7 +31,7 @@ class Rule(NamedTuple):
 
 
 RULES = {
-    1: Rule(1 / 4, 13.0, 1e-12, 2**14, math.inf),
+    1: Rule(1 / 4, 13.0, 1e-9, 2**14, math.inf),
     2: Rule(1 / 2, 5.0, 1e-6, 2**15, 2**16),
     3: Rule(1.0, 5.0, 3e-3, 2**17, 2**13),
 }
@@ -66,8 +66,8 @@ def quadrature(problem: PriceProblem, dimension: int) -> PriceEstimate:
 
     The trapezoidal rule in t for u = mode + width · sinh(t), along the axes of the whitened coordinates. For analytic
     integrands with exponential tails its error falls faster than any power of the spacing (Trefethen & Weideman 2014,
-    SIAM Review 56). With the spacing halved it is about squared: the reported error is the square of the last change
-    of log P, and halving ends when it is below the rule's tolerance.
+    SIAM Review 56). With the spacing halved it is about squared. The last change of log P is reported as the error
+    in one dimension, its square in more, where a halving is dear; halving ends when that is below the rule's tolerance.
     """
     rule = RULES[dimension]
     center, covariance = find_mode(problem)
@@ -87,7 +87,8 @@ def quadrature(problem: PriceProblem, dimension: int) -> PriceEstimate:
         log_prob = log_weights.logsumexp(0)
         if coarse is not None:
             change = (log_prob - coarse).abs()
-            error = torch.minimum(change, change.square()).nan_to_num(nan=torch.inf)
+            error = change if dimension == 1 else torch.minimum(change, change.square())
+            error = error.nan_to_num(nan=torch.inf)
             if bool((error < rule.tolerance).all()) or len(grid) * 2**dimension > rule.max_points:
                 break
         coarse, spacing = log_prob, spacing / 2
