@@ -119,18 +119,8 @@ def price_derivatives(problem: PriceProblem, prices: Tensor) -> tuple[Tensor, Te
     With Y = L_free⁻¹ (zero outside), the log-determinant has derivative G_ab = Y_aa − Y_ba in A_ab, and second
     derivative −tr(Y dL Y dL). Cost O(nk² + k⁴) in matrix products.
     """
-    logits, assignment, free, _, _ = problem
-    present = (assignment >= 0).unsqueeze(-1)
-    expert = assignment.clamp(min=0)
-    probs = torch.softmax(logits - prices.unsqueeze(-2), -1) * present
-    num_experts = logits.shape[-1]
-    one_hot = torch.nn.functional.one_hot(expert, num_experts).to(probs.dtype) * present
-    exchange = one_hot.transpose(-1, -2) @ probs
-    inverse = _laplacian_inverse(exchange, free)
-
-    link = (inverse.diagonal(dim1=-2, dim2=-1).unsqueeze(-1) - inverse.transpose(-1, -2)) * free.unsqueeze(-1)
-    worth = link.gather(-2, expert.unsqueeze(-1).expand_as(probs))
-    moved = probs * (worth - (worth * probs).sum(-1, keepdim=True))
+    assignment, free = problem.assignment, problem.free
+    probs, moved, one_hot, exchange, inverse = _tree_terms(problem, prices)
     column, moved_column = probs.sum(-2), moved.sum(-2)
     gradient = column - one_hot.sum(-2) - moved_column
     cross = moved.transpose(-1, -2) @ probs
@@ -141,6 +131,26 @@ def price_derivatives(problem: PriceProblem, prices: Tensor) -> tuple[Tensor, Te
 
     hessian = torch.where(free.unsqueeze(-1) & free.unsqueeze(-2), hessian, 0.0) - torch.diag_embed((~free).to(hessian))
     return gradient * free, hessian
+
+
+def logit_score(problem: PriceProblem, prices: Tensor) -> Tensor:
+    """∂ log p(Z, v) / ∂φ at prices (points, batch, k), (points, batch, n, k)."""
+    probs, moved, one_hot, _, _ = _tree_terms(problem, prices)
+    return one_hot - probs + moved
+
+
+def _tree_terms(problem: PriceProblem, prices: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """What the derivatives share: p, ∂ log det L_free / ∂φ, one-hot Z, A and L_free⁻¹."""
+    present = (problem.assignment >= 0).unsqueeze(-1)
+    expert = problem.assignment.clamp(min=0).unsqueeze(-1)
+    probs = torch.softmax(problem.logits - prices.unsqueeze(-2), -1) * present
+    one_hot = torch.zeros_like(problem.logits).scatter_(-1, expert, 1.0) * present
+    exchange = one_hot.transpose(-1, -2) @ probs
+    inverse = _laplacian_inverse(exchange, problem.free)
+    link = inverse.diagonal(dim1=-2, dim2=-1).unsqueeze(-1) - inverse.transpose(-1, -2)
+    worth = one_hot @ (link * problem.free.unsqueeze(-1))
+    moved = probs * (worth - (worth * probs).sum(-1, keepdim=True))
+    return probs, moved, one_hot, exchange, inverse
 
 
 def _derivatives(problem: PriceProblem, point: Tensor) -> tuple[Tensor, Tensor]:
@@ -164,7 +174,7 @@ def _laplacian_inverse(exchange: Tensor, free: Tensor) -> Tensor:
     laplacian = torch.diag_embed(torch.where(free, rates.sum(-1), 1.0)) - torch.where(inner, rates, 0.0)
     inverse, info = torch.linalg.inv_ex(laplacian)
     usable = (info == 0) & inverse.isfinite().all(-1).all(-1)
-    return torch.where(inner & usable[:, None, None], inverse, 0.0)
+    return torch.where(inner & usable[..., None, None], inverse, 0.0)
 
 
 def _determinant_curvature(probs: Tensor, expert: Tensor, exchange: Tensor, inverse: Tensor, free: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 from prob_moe.matching.price_mode import PriceProblem, find_mode, inverse_curvature, price_derivatives
 from prob_moe.matching.truncated_gaussian import TruncatedGaussian
 
-NU = 6  # degrees of freedom of the heavy-tailed half; even, so that χ² is a sum of NU/2 exponentials
+NU = 6  # degrees of freedom of the heavy-tailed half
 HEAVY_SHARE = 0.5
 
 
@@ -48,16 +48,17 @@ class PriceProposal:
     @staticmethod
     def noise_dimension(num_experts: int) -> int:
         """Uniforms a point consumes."""
-        return num_experts + NU // 2 + 1
+        return num_experts + 2
 
     def points(self, uniforms: Tensor) -> tuple[Tensor, Tensor]:
         """Prices (points, batch, k) and their log-densities (points, batch) from uniforms (points, noise_dimension)."""
-        k = self.center.shape[-1]
-        heavy = uniforms[:, -1] < HEAVY_SHARE
+        # The sequence is most even in its first dimensions, which the choice of component and the radius therefore
+        # take.
+        heavy = uniforms[:, 0] < HEAVY_SHARE
         prices = torch.empty(len(uniforms), *self.center.shape, dtype=uniforms.dtype, device=uniforms.device)
-        prices[~heavy] = self.gaussian.draw(uniforms[~heavy, :k])
-        chi_square = -2 * uniforms[heavy, k:-1].log().sum(-1)
-        normal = torch.special.ndtri(uniforms[heavy, :k]) * (NU / chi_square).sqrt().unsqueeze(-1)
+        prices[~heavy] = self.gaussian.draw(uniforms[~heavy, 2:])
+        chi_square = _chi_square_quantile(uniforms[heavy, 1])
+        normal = torch.special.ndtri(uniforms[heavy, 2:]) * (NU / chi_square).sqrt().unsqueeze(-1)
         offset = normal.unsqueeze(-2) * self.problem.free
         prices[heavy] = self.problem.prices(self.center + (self.factor @ offset.unsqueeze(-1)).squeeze(-1))
         return prices, self.log_prob(prices)
@@ -113,3 +114,14 @@ class PriceProposal:
             problem.bounded,
         )
         return PriceProposal(problem, center, factor, gaussian)
+
+
+def _chi_square_quantile(uniforms: Tensor) -> Tensor:
+    """Quantiles of χ² with NU degrees of freedom, by bisection of its logarithm."""
+    low, high = torch.full_like(uniforms, -20.0), torch.full_like(uniforms, 6.0)
+    shape = torch.full_like(uniforms, NU / 2)
+    for _ in range(50):
+        middle = (low + high) / 2
+        below = torch.special.gammainc(shape, middle.exp() / 2) < uniforms
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    return low.exp()
