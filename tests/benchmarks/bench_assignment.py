@@ -1,4 +1,4 @@
-"""The assignment solver against POT's network simplex, scipy on replicated columns and networkx; and its growth in n."""
+"""The assignment solver against POT, scipy on replicated columns and networkx; and its growth with n."""
 
 import networkx as nx
 import numba
@@ -67,32 +67,32 @@ def label(benchmark, group: str, side: str, bar: str = "") -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def bench_ours(benchmark, name):
+def test_ours(benchmark, name):
     scores, capacity, bar = CASES[name]
     label(benchmark, name, "ours", bar)
     benchmark(solve_assignment, scores, capacity)
 
 
 @pytest.mark.parametrize("name", CASES)
-def bench_pot(benchmark, name):
+def test_pot(benchmark, name):
     scores, _, _ = CASES[name]
     label(benchmark, name, "POT")
     benchmark.pedantic(pot_plan, args=(scores.double().numpy(),), rounds=5, warmup_rounds=1)
 
 
-def bench_scipy(benchmark):
+def test_scipy(benchmark):
     scores, capacity, _ = CASES["1024x16"]
     label(benchmark, "1024x16", "scipy")
     columns = np.repeat(scores.numpy(), capacity, axis=1)
     benchmark.pedantic(linear_sum_assignment, args=(columns,), kwargs={"maximize": True}, rounds=3)
 
 
-def bench_ours_tiny(benchmark):
+def test_ours_tiny(benchmark):
     label(benchmark, "128x8", "ours")
     benchmark(solve_assignment, gumbel(128, 8), 16)
 
 
-def bench_networkx(benchmark):
+def test_networkx(benchmark):
     """Network simplex on integers, which is what networkx promises to be exact for."""
     label(benchmark, "128x8", "networkx")
     graph = nx.DiGraph()
@@ -105,19 +105,19 @@ def bench_networkx(benchmark):
     benchmark.pedantic(nx.network_simplex, args=(graph,), rounds=3)
 
 
-def bench_ours_batch(benchmark):
+def test_ours_batch(benchmark):
     label(benchmark, "256 problems of 256x8", "ours", "POT >= 20")
     benchmark(solve_assignment, gumbel(256, 256, 8), 32)
 
 
-def bench_pot_batch(benchmark):
+def test_pot_batch(benchmark):
     label(benchmark, "256 problems of 256x8", "POT")
     problems = gumbel(256, 256, 8).numpy()
     benchmark.pedantic(lambda: [pot_plan(scores) for scores in problems], rounds=5, warmup_rounds=1)
 
 
 @pytest.mark.parametrize("n", [4096, 16384, 65536, 262144])
-def bench_growth(benchmark, n):
+def test_growth(benchmark, n):
     """Compare the times per row: all sizes stand in one case, the first as `ours`."""
     scores = gumbel(n, 64).float()
     label(benchmark, "growth with n, k=64, float32", "ours" if n == 4096 else f"{n // 4096} times the rows")
