@@ -131,10 +131,10 @@ def _bids(column: np.ndarray, left: np.ndarray, right: np.ndarray, bids: np.ndar
 
 
 @njit(cache=True, nogil=True)
-def sweep(columns: np.ndarray, prices: np.ndarray, target: int, floor: float, width: float) -> float:
+def sweep(columns: np.ndarray, prices: np.ndarray, target: np.ndarray, floor: float, width: float) -> float:
     """Set each of ``prices`` (k,) in turn to its optimum at fixed others for ``columns`` (k, m); the largest change.
 
-    :param target: rows for each expert; :param floor: least price, 0 or -inf; :param width: expected change.
+    :param target: (k,) rows for each expert; :param floor: least price, 0 or -inf; :param width: expected change.
     """
     k, m = columns.shape
     right = np.empty((k + 1, m), np.float32)  # right[j]: best value among experts j, j+1, … at old prices
@@ -146,7 +146,7 @@ def sweep(columns: np.ndarray, prices: np.ndarray, target: int, floor: float, wi
     change = 0.0
     for j in range(k):
         _bids(columns[j], left, right[j + 1], bids)
-        price = _threshold(bids, target, floor, prices[j], width)
+        price = _threshold(bids, target[j], floor, prices[j], width)
         change = max(change, abs(price - prices[j]))
         prices[j] = price
         _raise_to(left, columns[j], np.float32(price), left)

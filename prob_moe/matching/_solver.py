@@ -5,12 +5,9 @@ from numba import njit, prange
 
 from prob_moe.matching._augment import augment, build_exchange
 from prob_moe.matching._distances import relax
-from prob_moe.matching._pricing import first_prices, gather_columns, sweep
+from prob_moe.matching._start import start
 
 OPTIMAL, NOT_A_NUMBER, TOO_MANY, INFEASIBLE = 0, 1, 2, 3
-
-# Sample sizes of the price phase: `(rows per expert, sweeps)`, from coarse to fine.
-_SAMPLES = ((16, 4), (128, 2), (1024, 2))
 
 
 @njit(cache=True, nogil=True)
@@ -32,44 +29,6 @@ def _invalid(scores: np.ndarray, rows: np.ndarray) -> bool:
         for j in range(scores.shape[1]):
             bad |= not (scores[i, j] < np.inf)
     return bad
-
-
-@njit(cache=True, nogil=True)
-def _choose(scores: np.ndarray, rows: np.ndarray, prices: np.ndarray, assignment: np.ndarray) -> bool:
-    """The expert that maximises S_ij − v_j for each row; False where a row allows no expert."""
-    for i in rows:
-        best, best_value = -1, -np.inf
-        for j in range(prices.size):
-            value = scores[i, j] - prices[j]
-            if value > best_value:
-                best, best_value = j, value
-        if best < 0:
-            return False
-        assignment[i] = best
-    return True
-
-
-@njit(cache=True, nogil=True)
-def _balancing_prices(scores: np.ndarray, rows: np.ndarray, capacity: int) -> np.ndarray:
-    """Prices at which the best choices of the rows nearly fit into capacity."""
-    k = scores.shape[1]
-    floor = 0.0 if rows.size < k * capacity else -np.inf
-    prices = np.zeros(0)
-    width = 0.0
-    for per_expert, sweeps in _SAMPLES:
-        step = max(1, rows.size // (per_expert * k))
-        columns = gather_columns(scores, rows, step)
-        if prices.size == 0:
-            prices, spread = first_prices(columns)
-            width = spread / 8
-        target = max(1, int(capacity * columns.shape[1] / rows.size + 0.5))
-        for _ in range(sweeps):
-            width = 0.25 * sweep(columns, prices, target, floor, width)
-            if width == 0.0:
-                break
-        if step == 1:
-            break
-    return prices
 
 
 @njit(cache=True, nogil=True)
@@ -98,8 +57,8 @@ def solve_one(
     edges = np.full((k + 1, k + 1), np.inf)
     movers = np.full((k + 1, k + 1), -1)
     if rows.size > 0:
-        prices = _balancing_prices(scores, rows, capacity)
-        if not _choose(scores, rows, prices, assignment):
+        prices = np.empty(k)
+        if not start(scores, rows, capacity, assignment, prices):
             return INFEASIBLE
         build_exchange(scores, rows, assignment, edges, movers)
         if not augment(scores, rows, assignment, capacity, prices, edges, movers):
