@@ -186,5 +186,15 @@ class _Run:
         between = (each - log_prob).exp().std(0) / math.sqrt(SCRAMBLES)
         effective = self.effective_points()
         within = (1 / effective - 1 / self.count).clamp(min=0.0).sqrt()
-        error = torch.maximum(between, within) * (1 + FEW_POINTS / effective)
-        return log_prob, error.nan_to_num(nan=torch.inf)
+        error = torch.maximum(torch.maximum(between, within), self.count ** (self._tail_index() - 1))
+        return log_prob, (error * (1 + FEW_POINTS / effective)).nan_to_num(nan=torch.inf)
+
+    def _tail_index(self) -> Tensor:
+        """Hill's estimate of the Pareto index κ of the largest weights, at most 1, (batch,).
+
+        Where κ > 1/2 the variance is infinite, sample variances mean nothing, and the error falls like N^(κ − 1)
+        (Vehtari et al. 2024, Pareto smoothed importance sampling, J. Mach. Learn. Res. 25).
+        """
+        size = max(1, min(self.count // 5, round(3 * math.sqrt(self.count))))
+        largest = torch.cat(self.log_weights, 1).flatten(0, 1).topk(size + 1, 0).values
+        return (largest[:-1] - largest[-1]).mean(0).clamp(max=1.0).nan_to_num(nan=1.0)
