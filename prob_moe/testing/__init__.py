@@ -1,0 +1,20 @@
+"""For people who add an assignment distribution or an estimator: one call tells whether it is right."""
+
+from prob_moe.testing.clauses import CLAUSES
+from prob_moe.testing.contract import ClauseResult, ContractError, ContractReport, check_assignment_distribution
+from prob_moe.testing.exact import exact_balanced_objective, exact_router_objective
+from prob_moe.testing.gradients import gradient_report
+from prob_moe.testing.report import GradientReport, GradientRow
+
+__all__ = [
+    "CLAUSES",
+    "ClauseResult",
+    "ContractError",
+    "ContractReport",
+    "GradientReport",
+    "GradientRow",
+    "check_assignment_distribution",
+    "exact_balanced_objective",
+    "exact_router_objective",
+    "gradient_report",
+]

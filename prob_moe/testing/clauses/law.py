@@ -1,0 +1,119 @@
+"""Clauses on the probabilities: the router's own, and the joint law of the assignment."""
+
+import torch
+from torch import Tensor
+
+from prob_moe.distributions import AssignmentDistribution
+from prob_moe.distributions.support import router_choices
+from prob_moe.testing.clauses.setting import ClauseFailed, Setting, Size, expect, log_prob_of
+from prob_moe.testing.statistics import Deviation
+
+#: of a finite difference in float64
+STEP = 1e-5
+
+
+def router(setting: Setting) -> str:
+    """``router_log_prob`` is the log-softmax of the logits at the choice, dropped or not, and differentiable."""
+    for size in setting.sizes:
+        logits = setting.logits(size, 2).requires_grad_()
+        routing = setting.make(logits, capacity=size.capacity)
+        value = routing.sample(torch.Size((100,)))
+        ours = routing.router_log_prob(value)
+        log_p = logits.log_softmax(-1).expand(100, *logits.shape)
+        expected = log_p.gather(-1, router_choices(value).unsqueeze(-1)).squeeze(-1)
+        difference = float((ours - expected).detach().abs().max())
+        expect(difference < 1e-9, f"at {size}, router_log_prob differs by {difference:.4g} nats from log_softmax")
+        expect(ours.requires_grad, f"at {size}, router_log_prob carries no gradient to the logits")
+        gradients = (torch.autograd.grad(x.square().sum(), logits, retain_graph=True)[0] for x in (ours, expected))
+        difference = float(torch.stack(list(gradients)).diff(dim=0).abs().max())
+        expect(difference < 1e-6, f"at {size}, the gradient of router_log_prob is off by {difference:.4g}")
+    return ""
+
+
+def normalised(setting: Setting) -> str:
+    """The probabilities of all values sum to 1."""
+    worst = 0.0
+    for size in setting.enumerable_sizes:
+        routing = setting.routing(size)
+        total = float(log_prob_of(routing, all_values(routing, size)).exp().sum())
+        expect(
+            abs(total - 1) <= setting.log_prob_tolerance,
+            f"at {size}, the probabilities of all values sum to {total:.8g}, farther from 1 than "
+            f"{setting.log_prob_tolerance:.2g}",
+        )
+        worst = max(worst, abs(total - 1))
+    return f"sums within {worst:.1e} of 1"
+
+
+def frequencies(setting: Setting) -> str:
+    """Every value is drawn as often as ``log_prob`` says."""
+    worst = 0.0
+    for size in setting.enumerable_sizes:
+        routing = setting.routing(size)
+        listed = all_values(routing, size)
+        log_prob_of(routing, listed[:1])
+        drawn = routing.sample(torch.Size((setting.num_samples,)))
+        values, counts = torch.cat([listed, drawn]).unique(dim=0, return_counts=True)
+        expect(
+            len(values) == len(listed), f"at {size}, draws show {len(values) - len(listed)} values that are not listed"
+        )
+        probability = routing.log_prob(values).exp()
+        frequency = (counts - 1) / setting.num_samples
+        # Counts of rare values are not normal: none is judged as if fewer than 25 were expected.
+        variance = (probability * (1 - probability)).clamp(min=25 / setting.num_samples) / setting.num_samples
+        error = variance.sqrt() + setting.log_prob_tolerance * probability / setting.max_standard_errors
+        off = Deviation(frequency.double(), probability.double(), error.double(), 0.0)
+        distance, index = off.worst()
+        mean, deviation, expected = off.numbers(index)
+        expect(
+            distance < setting.max_standard_errors,
+            f"at {size}, {values[index].tolist()} is drawn with frequency {mean:.5f} ± {deviation:.5f}, log_prob says "
+            f"{expected:.5f}: {distance:.1f} standard errors off",
+        )
+        worst = max(worst, distance)
+    return f"largest deviation {worst:.1f} standard errors"
+
+
+def differentiable(setting: Setting) -> str:
+    """The gradient of ``log_prob`` in the logits agrees with finite differences."""
+    worst = 0.0
+    tolerance = max(1e-5, setting.log_prob_tolerance)
+    for size in setting.enumerable_sizes:
+        logits = setting.logits(size).requires_grad_()
+        values = setting.make(logits, capacity=size.capacity).sample(torch.Size((5,)))
+
+        def total(phi: Tensor, size: Size = size, values: Tensor = values) -> Tensor:
+            return log_prob_of(setting.make(phi, capacity=size.capacity), values).sum()
+
+        whole = total(logits)
+        expect(whole.requires_grad, f"at {size}, log_prob carries no gradient to the logits")
+        gradient = torch.autograd.grad(whole, logits)[0]
+        for _ in range(3):
+            direction = torch.randn_like(logits)
+            derivative = float((gradient * direction).sum())
+            with torch.no_grad():
+                step = STEP * direction
+                finite = float(total(logits + step) - total(logits - step)) / (2 * STEP)
+            difference = abs(derivative - finite)
+            expect(
+                difference <= tolerance * (1 + abs(finite)),
+                f"at {size}, the gradient of log_prob gives a directional derivative of {derivative:.6g}, finite "
+                f"differences give {finite:.6g}",
+            )
+            worst = max(worst, difference)
+    return f"finite differences within {worst:.1e}"
+
+
+def all_values(routing: AssignmentDistribution, size: Size) -> Tensor:
+    """``enumerate_support``, or where there is none, every code that ``support`` admits, long (count, n)."""
+    try:
+        return routing.enumerate_support()
+    except NotImplementedError:
+        pass
+    n, k, _ = size
+    codes = torch.arange(-k, k, device=routing.logits.device)
+    everything = torch.cartesian_prod(*[codes] * n).reshape(-1, n)
+    admitted = everything[routing.support.check(everything)]
+    if not len(admitted):
+        raise ClauseFailed(f"at {size}, support admits no value")
+    return admitted

@@ -1,0 +1,149 @@
+"""Clauses on the life in a program: expansion, dtype and device, provenance, copies, seeds, errors."""
+
+import copy
+import pickle
+from contextlib import suppress
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer.tracegraph_elbo import TrackNonReparam
+from pyro.ops.provenance import detach_provenance, get_provenance
+
+from prob_moe.testing.clauses.setting import ClauseFailed, ClauseSkipped, Setting, expect, expect_shape
+from prob_moe.testing.clauses.weights import expect_unbiased
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16)
+
+
+def expansion(setting: Setting) -> str:
+    """An expanded distribution draws independently, keeps its law, and weighs its draws."""
+    size = setting.sizes[0]
+    grown = setting.routing(size, 2, 1).expand(torch.Size((2, 3)))
+    expect(grown.batch_shape == (2, 3), f"expand([2, 3]) has batch_shape {tuple(grown.batch_shape)}")
+    expect_shape("sample after expand([2, 3])", size, grown.sample(), (2, 3, size.num_datapoints))
+    routing = setting.routing(size)
+    count = setting.num_samples
+    many = routing.expand(torch.Size((count,)))
+    value = many.sample()
+    if size.num_experts > 1:
+        distinct = len(value.unique(dim=0))
+        expect(distinct > 1, f"at {size}, the {count} draws of an expanded distribution are all the same")
+    weights = many.importance_weights(value)
+    expect_shape(f"importance_weights after expand([{count}])", size, weights, (count, size.num_datapoints))
+    off = expect_unbiased(setting, f"{size}, expanded to {count}", value, weights, routing.logits)
+    try:
+        difference = float((many.log_prob(value)[:100] - routing.log_prob(value[:100])).abs().max())
+    except NotImplementedError:
+        return f"largest deviation {off:.1f} standard errors"
+    expect(
+        difference <= max(1e-9, 2 * setting.log_prob_tolerance),
+        f"at {size}, log_prob changes by {difference:.4g} nats when expanded",
+    )
+    return f"largest deviation {off:.1f} standard errors"
+
+
+def dtype_and_device(setting: Setting) -> str:
+    """Weights and log-probabilities have the dtype of the logits, and everything stays on their device."""
+    size = setting.sizes[0]
+    for dtype in DTYPES:
+        logits = setting.logits(size).to(dtype)
+        routing = setting.make(logits, capacity=size.capacity)
+        value = routing.sample()
+        results = {
+            "importance_weights": routing.importance_weights(value),
+            "router_log_prob": routing.router_log_prob(value),
+        }
+        with suppress(NotImplementedError):
+            results["log_prob"] = routing.log_prob(value)
+        for what, result in results.items():
+            expect(result.dtype == dtype, f"with logits of {dtype}, {what} has dtype {result.dtype}")
+        for what, result in (results | {"sample": value, "mode": routing.mode}).items():
+            expect(
+                result.device == logits.device, f"with logits on {logits.device}, {what} is on device {result.device}"
+            )
+    return f"{setting.device}, {', '.join(str(dtype).removeprefix('torch.') for dtype in DTYPES)}"
+
+
+def provenance(setting: Setting) -> str:
+    """
+    Under TraceGraph_ELBO, log-probabilities know which site they depend on, and weights find a wrapped value.
+
+    Lost provenance makes TraceGraph_ELBO leave out costs without a word. Whatever leaves torch loses it: numpy, numba,
+    ``.item()``, in-place writes into a fresh tensor.
+    """
+    routing = setting.routing(setting.sizes[0])
+    with pyro.poutine.block(), TrackNonReparam():
+        value = pyro.poutine.trace(lambda: pyro.sample("z", routing)).get_trace().nodes["z"]["value"]
+    functions = {"router_log_prob": routing.router_log_prob, "log_prob": routing.log_prob}
+    kept = []
+    for what, function in functions.items():
+        try:
+            result = function(value)
+        except NotImplementedError:
+            continue
+        expect("z" in get_provenance(result), f"{what} of site 'z' has lost its provenance: {get_provenance(result)}")
+        kept.append(what)
+    wrapped = detach_provenance(routing.importance_weights(value))
+    plain = routing.importance_weights(detach_provenance(value))
+    expect(torch.equal(wrapped, plain), "importance_weights of a value that carries provenance differ")
+    return ", ".join(kept)
+
+
+def copies(setting: Setting) -> str:
+    """``copy.deepcopy`` and ``pickle`` give distributions that know the weights of the last draw, and go on."""
+    routing = setting.routing(setting.sizes[0])
+    value = routing.sample()
+    expected = routing.importance_weights(value)
+    for name, function in (("copy.deepcopy", copy.deepcopy), ("pickle", lambda x: pickle.loads(pickle.dumps(x)))):
+        try:
+            copied = function(routing)
+            weights = copied.importance_weights(value)
+            copied.sample()
+        except Exception as error:
+            raise ClauseFailed(f"{name}: {type(error).__name__}: {error}") from error
+        difference = float((weights - expected).abs().max())
+        expect(difference <= 1e-9, f"{name}: the weights of the last draw change by {difference:.4g}")
+    return ""
+
+
+def seeds(setting: Setting) -> str:
+    """``torch.manual_seed`` fixes the draw, and the next draw is another."""
+    size = setting.sizes[0]
+    routing = setting.routing(size)
+    draws = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        draws.append(routing.sample(torch.Size((50,))))
+    different = int((draws[0] != draws[1]).any(-1).sum())
+    expect(not different, f"at {size}, {different} of 50 draws differ under the same torch.manual_seed")
+    if size.num_experts > 1:
+        following = routing.sample(torch.Size((50,)))
+        expect(not torch.equal(draws[1], following), f"at {size}, 50 further draws repeat the 50 before")
+    return ""
+
+
+def refusals(setting: Setting) -> str:
+    """Too many datapoints, NaN logits and a bad capacity are refused by a ValueError that names the argument."""
+    size = setting.sizes[0]
+    limited = setting.routing(size).limited
+    logits = setting.logits(size)
+    _expect_refused(setting, "NaN logits", "logits", logits.masked_fill(logits > 0, torch.nan), size.capacity)
+    if not limited:
+        raise ClauseSkipped("NaN logits are refused; limited is False, so capacity was not tried")
+    for bad in (0, -1, 1.5):
+        _expect_refused(setting, f"capacity={bad}", "capacity", logits, bad)
+    crowd = torch.zeros(size.num_experts * size.capacity + 1, size.num_experts, device=setting.device)
+    _expect_refused(setting, f"{len(crowd)} datapoints for {len(crowd) - 1} slots", "capacity", crowd, size.capacity)
+    return ""
+
+
+def _expect_refused(setting: Setting, what: str, argument: str, logits: torch.Tensor, capacity: Any) -> None:
+    try:
+        setting.make(logits, capacity=capacity, **setting.validated())
+    except ValueError as error:
+        expect(argument in str(error), f"the ValueError for {what} does not name {argument!r}: {error}")
+    except Exception as error:
+        raise ClauseFailed(f"{what}: raised {type(error).__name__} instead of ValueError: {error}") from error
+    else:
+        raise ClauseFailed(f"{what}: accepted, where a ValueError that names {argument!r} is due")

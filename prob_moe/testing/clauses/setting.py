@@ -1,0 +1,95 @@
+"""What a clause is given: the distribution's maker, the sizes to try, and how much to sample."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from prob_moe.distributions import AssignmentDistribution
+
+
+class ClauseFailed(Exception):
+    """The distribution breaks the clause; the message has the numbers."""
+
+
+class ClauseSkipped(Exception):
+    """The clause does not apply; the message says why."""
+
+
+class Size(NamedTuple):
+    """One routing problem: n datapoints, k experts, c datapoints an expert at most."""
+
+    num_datapoints: int
+    num_experts: int
+    capacity: int
+
+    def __str__(self) -> str:
+        return f"n={self.num_datapoints} k={self.num_experts} capacity={self.capacity}"
+
+
+#: tight, slack, two experts, capacity 1, fewer datapoints than experts, one expert, one datapoint
+SIZES = (
+    Size(6, 3, 2),
+    Size(6, 3, 3),
+    Size(4, 3, 2),
+    Size(5, 2, 3),
+    Size(4, 4, 1),
+    Size(2, 3, 1),
+    Size(3, 1, 3),
+    Size(1, 1, 1),
+)
+
+#: sizes with at most this many choices k^n are enumerated
+MAX_CHOICES = 300
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The arguments of :func:`~prob_moe.testing.check_assignment_distribution`."""
+
+    make: Callable[..., AssignmentDistribution]
+    sizes: tuple[Size, ...]
+    num_samples: int
+    max_standard_errors: float
+    log_prob_tolerance: float
+    device: torch.device
+
+    @property
+    def enumerable_sizes(self) -> list[Size]:
+        return [size for size in self.sizes if size.num_experts**size.num_datapoints <= MAX_CHOICES]
+
+    def logits(self, size: Size, *batch: int) -> Tensor:
+        """The same float64 logits (*batch, n, k) whenever asked: unbalanced, neither flat nor sharp."""
+        generator = torch.Generator().manual_seed(5)
+        shape = (*batch, size.num_datapoints, size.num_experts)
+        return (1.5 * torch.randn(shape, generator=generator, dtype=torch.float64)).to(self.device)
+
+    def routing(self, size: Size, *batch: int) -> AssignmentDistribution:
+        return self.make(self.logits(size, *batch), capacity=size.capacity)
+
+    def takes(self, argument: str) -> bool:
+        """Whether ``make`` can be called with a keyword."""
+        parameters = inspect.signature(self.make).parameters.values()
+        return any(p.name == argument or p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
+
+    def validated(self) -> dict[str, Any]:
+        return {"validate_args": True} if self.takes("validate_args") else {}
+
+
+def expect(condition: object, message: str) -> None:
+    if not condition:
+        raise ClauseFailed(message)
+
+
+def expect_shape(what: str, size: Size, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    expect(tuple(tensor.shape) == shape, f"at {size}, {what} has shape {tuple(tensor.shape)} instead of {shape}")
+
+
+def log_prob_of(routing: AssignmentDistribution, value: Tensor) -> Tensor:
+    try:
+        return routing.log_prob(value)
+    except NotImplementedError as error:
+        raise ClauseSkipped(f"no log_prob: {error}") from None

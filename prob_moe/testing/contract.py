@@ -1,0 +1,167 @@
+"""One call that holds an assignment distribution to its contract."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from rich.table import Table
+
+from prob_moe.distributions import AssignmentDistribution
+from prob_moe.testing.clauses import CLAUSES
+from prob_moe.testing.clauses.setting import SIZES, ClauseFailed, ClauseSkipped, Setting, Size
+
+
+class ClauseResult(NamedTuple):
+    """What became of a clause; the detail has the numbers, or the reason why it was skipped."""
+
+    clause: str
+    outcome: Literal["passed", "skipped", "failed"]
+    detail: str
+
+
+@dataclass(frozen=True)
+class ContractReport:
+    """What became of all clauses."""
+
+    distribution: str
+    results: tuple[ClauseResult, ...]
+
+    @property
+    def passed(self) -> list[str]:
+        return [result.clause for result in self.results if result.outcome == "passed"]
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """Clause and reason."""
+        return {result.clause: result.detail for result in self.results if result.outcome == "skipped"}
+
+    @property
+    def failed(self) -> dict[str, str]:
+        """Clause and numbers."""
+        return {result.clause: result.detail for result in self.results if result.outcome == "failed"}
+
+    def table(self) -> Table:
+        """:returns: a table for ``rich.print``."""
+        table = Table("clause", "outcome", "detail", title=f"Contract of {self.distribution}")
+        colours = {"passed": "green", "skipped": "yellow", "failed": "red"}
+        for result in self.results:
+            table.add_row(result.clause, f"[{colours[result.outcome]}]{result.outcome}", result.detail)
+        return table
+
+    def __str__(self) -> str:
+        lines = [f"{result.outcome:8}{result.clause}: {result.detail}".rstrip(": ") for result in self.results]
+        return "\n".join([self.distribution, *lines])
+
+
+class ContractError(AssertionError):
+    """
+    A distribution breaks its contract; the message names the clauses, with the numbers.
+
+    :param report: all that was found, also kept as ``error.report``.
+    """
+
+    def __init__(self, report: ContractReport) -> None:
+        self.report = report
+        failures = [f"clause '{clause}': {detail}" for clause, detail in report.failed.items()]
+        count = f"{len(failures)} of {len(report.results)} clauses"
+        super().__init__("\n".join([f"{report.distribution} breaks {count} of its contract", *failures]))
+
+
+def check_assignment_distribution(
+    make: Callable[..., AssignmentDistribution],
+    *,
+    clauses: Iterable[str] | None = None,
+    sizes: Sequence[tuple[int, int, int]] = SIZES,
+    num_samples: int = 20_000,
+    max_standard_errors: float = 5.0,
+    log_prob_tolerance: float = 1e-6,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+) -> ContractReport:
+    r"""
+    Hold an assignment distribution to the whole contract of
+    :class:`~prob_moe.distributions.AssignmentDistribution`: shapes, support, capacity, enumeration, the law of
+    ``log_prob`` against enumeration, frequencies and finite differences, unbiased weights, and behaviour in a program.
+
+    All clauses are tried before anything is raised, so that one call shows everything that is wrong. Clauses on
+    ``log_prob`` and ``enumerate_support`` are skipped where these raise NotImplementedError; the clause on padding
+    where ``make`` takes no ``mask``. Statistical clauses bound the largest deviation of all coordinates in standard
+    errors, with a fixed seed; the random state of the caller is left as it was.
+
+    :param make: ``make(logits, capacity=c)`` -> distribution: the class, or any function that sets further options.
+        Where it takes ``mask`` and ``validate_args``, these are tried too.
+    :param clauses: names of the clauses to check, of :data:`~prob_moe.testing.CLAUSES`; all by default.
+    :param sizes: triples (n, k, capacity) to try; the first serves for clauses that need only one. Those with few
+        enough choices are enumerated.
+    :param num_samples: draws of every statistical clause.
+    :param max_standard_errors: deviations below this pass.
+    :param log_prob_tolerance: the relative error of the probability that ``log_prob`` claims for itself; above the
+        default for numerical integrals. Also bounds the relative error of its gradient.
+    :param device: where the logits live.
+    :param seed: of the random numbers in every clause.
+    :returns: what was passed and skipped, with numbers; ``report.table()`` prints it.
+    :raises ContractError: an AssertionError that lists all clauses that failed, with the numbers.
+    :raises ValueError: on an unknown clause, or fewer than 1000 samples.
+
+    >>> from prob_moe.distributions import CapacitySkip
+    >>> report = check_assignment_distribution(CapacitySkip, clauses=["capacity holds", "weights are unbiased"])
+    >>> report.passed
+    ['capacity holds', 'weights are unbiased']
+
+    Without its weights, skipping is biased:
+
+    >>> class Unweighted(CapacitySkip):
+    ...     def importance_weights(self, value):
+    ...         return (value >= 0).to(self.logits.dtype)
+    >>> check_assignment_distribution(Unweighted, clauses=["weights are unbiased"])
+    Traceback (most recent call last):
+    prob_moe.testing.contract.ContractError: Unweighted breaks 1 of 1 clauses of its contract
+    clause 'weights are unbiased': at n=6 k=3 capacity=2, E[w 1{z_... = ...}] is ... standard errors off
+    """
+    chosen = list(CLAUSES) if clauses is None else list(clauses)
+    unknown = [clause for clause in chosen if clause not in CLAUSES]
+    if unknown:
+        raise ValueError(f"unknown clauses {unknown}; known are {list(CLAUSES)}")
+    if num_samples < 1000:
+        raise ValueError(f"num_samples must be at least 1000 for standard errors to mean something, got {num_samples}")
+    if not sizes:
+        raise ValueError("sizes must hold at least one triple (n, k, capacity)")
+    setting = Setting(
+        make=make,
+        sizes=tuple(Size(*size) for size in sizes),
+        num_samples=num_samples,
+        max_standard_errors=max_standard_errors,
+        log_prob_tolerance=log_prob_tolerance,
+        device=torch.device(device),
+    )
+    name = _name_of(setting)
+    report = ContractReport(name, tuple(_result(clause, setting, seed) for clause in chosen))
+    if report.failed:
+        raise ContractError(report)
+    return report
+
+
+def _name_of(setting: Setting) -> str:
+    """
+    :raises ValueError: if ``make`` gives something else than an assignment distribution.
+    """
+    routing = setting.routing(setting.sizes[0])
+    name = type(routing).__name__
+    if not isinstance(routing, AssignmentDistribution):
+        raise ValueError(f"make must return an AssignmentDistribution, got {name}; subclass it")
+    return name
+
+
+def _result(clause: str, setting: Setting, seed: int) -> ClauseResult:
+    devices = [setting.device] if setting.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        try:
+            return ClauseResult(clause, "passed", CLAUSES[clause](setting))
+        except ClauseSkipped as reason:
+            return ClauseResult(clause, "skipped", str(reason))
+        except ClauseFailed as failure:
+            return ClauseResult(clause, "failed", str(failure))
+        except Exception as error:  # whatever a distribution under development raises is a finding
+            return ClauseResult(clause, "failed", f"raised {type(error).__name__}: {error}")

@@ -1,0 +1,122 @@
+"""Exact objectives of small models, by conditioning their assignment sites on every value."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.poutine import Trace
+from pyro.poutine.util import prune_subsample_sites
+from torch import Tensor
+
+from prob_moe.estimators.sites import assignment_sites, data_plate, ordinary_sites, per_datapoint
+from prob_moe.mixture import MixtureOfExperts
+
+
+def exact_router_objective(model: Callable, *args: Any, **kwargs: Any) -> Tensor:
+    r"""
+    The router objective :math:`R = \sum_i E_{z_i \sim p_i}[f_i(z_i)]` without sampling.
+
+    The model runs once with all datapoints at expert j, for every j (and, with several assignment sites, for every
+    combination): right where datapoints interact through capacity only. Such a run exceeds capacity, so the model must
+    not depend on it; a :class:`~prob_moe.mixture.MixtureOfExperts` does, and its own ``router_objective`` is used.
+
+    :param model: its latent sites are assignments, drawn by the model, not by a guide.
+    :returns: nats, a scalar, differentiable in the parameters.
+    :raises ValueError: if the model has another latent site, no assignment site, or a load-balancing loss.
+    """
+    if isinstance(model, MixtureOfExperts):
+        if model.load_balancing:
+            raise ValueError(
+                f"a load-balancing loss (load_balancing={model.load_balancing}) depends on how all datapoints are "
+                "drawn and is no part of the router objective; set it to 0 to compare gradients"
+            )
+        return model.router_objective(*args, **kwargs).sum()
+    total: Any = 0.0
+    for index, (trace, values) in enumerate(_constant_assignments(model, args, kwargs, {})):
+        frame = data_plate(trace, *_first(trace, values))
+        weight: Any = 1.0
+        for name, value in values.items():
+            log_p = trace.nodes[name]["fn"].router_log_prob(value)
+            weight = weight * per_datapoint(log_p, frame.dim).exp()
+        for name, site in ordinary_sites(trace).items():
+            if name in values:
+                continue
+            if frame in site["cond_indep_stack"]:
+                # Plates inside the data plate are summed out by the broadcast.
+                total = total + (weight * site["log_prob"]).sum()
+            elif index == 0:
+                total = total + site["log_prob_sum"]
+    return total
+
+
+def exact_balanced_objective(model: Callable, *args: Any, **kwargs: Any) -> Tensor:
+    r"""
+    The balanced objective :math:`B = E_{Z \sim \mathrm{procedure}}[\sum_i f_i(z_i)]` by enumeration: the model runs
+    once for every value of ``enumerate_support`` (with several assignment sites, for every combination), weighted by
+    ``log_prob``.
+
+    :param model: its latent sites are assignments of batch size 1 whose procedures can enumerate and evaluate.
+    :returns: nats, a scalar, differentiable in the parameters.
+    :raises ValueError: if the model has another latent site, no assignment site, or a batch of assignments.
+    """
+    return _balanced(model, args, kwargs, {})
+
+
+def _balanced(model: Callable, args: tuple, kwargs: dict, values: dict[str, Tensor]) -> Tensor:
+    trace = _run(model, args, kwargs, values)
+    following = next(iter(assignment_sites(trace).items()), None)
+    if following is None:
+        terms = [site["log_prob_sum"] for name, site in ordinary_sites(trace).items() if name not in values]
+        return torch.stack(terms).sum()
+    name, site = following
+    routing = site["fn"]
+    if routing.batch_shape.numel() != 1:
+        raise ValueError(
+            f"site {name!r} has a batch of assignments, batch_shape {tuple(routing.batch_shape)}, whose combinations "
+            "are not enumerated; run the model on one batch element"
+        )
+    total: Any = 0.0
+    for value in routing.enumerate_support():
+        probability = routing.log_prob(value).exp().sum()
+        if probability > 0:
+            total = total + probability * _balanced(model, args, kwargs, values | {name: value})
+    return total
+
+
+def _constant_assignments(
+    model: Callable, args: tuple, kwargs: dict, values: dict[str, Tensor]
+) -> Iterator[tuple[Trace, dict[str, Tensor]]]:
+    """Traces with every assignment site at one expert throughout, for all combinations of experts."""
+    trace = _run(model, args, kwargs, values)
+    following = next(iter(assignment_sites(trace).items()), None)
+    if following is None:
+        yield trace, values
+        return
+    name, site = following
+    for expert in range(site["fn"].num_experts):
+        value = torch.full_like(site["value"], expert)
+        yield from _constant_assignments(model, args, kwargs, values | {name: value})
+
+
+def _run(model: Callable, args: tuple, kwargs: dict, values: dict[str, Tensor]) -> Trace:
+    """
+    :raises ValueError: on latent sites other than assignments, or no assignments at all.
+    """
+    with poutine.block():
+        recorded = poutine.trace(poutine.condition(model, data=values)).get_trace(*args, **kwargs)
+        trace = prune_subsample_sites(recorded)
+    latent = [name for name, site in ordinary_sites(trace).items() if not site["is_observed"]]
+    if latent:
+        raise ValueError(f"sites {latent} are latent but no assignments; observe them to have an exact objective")
+    if not values and not assignment_sites(trace):
+        raise ValueError("the model has no latent assignment site")
+    # The assignments' own log_prob is no part of either objective, and need not exist.
+    open_sites = set(assignment_sites(trace)) | set(values)
+    trace.compute_log_prob(site_filter=lambda name, site: name not in open_sites)
+    return trace
+
+
+def _first(trace: Trace, values: dict[str, Tensor]) -> tuple[str, Any]:
+    name = next(iter(values))
+    return name, trace.nodes[name]
