@@ -31,10 +31,12 @@ def matching_log_prob(
     """Log-probability that ``assignment`` is the optimal assignment of Gumbel-perturbed logits, and its error.
 
     A single free price is integrated by quadrature to 1e-9 or better, two or three, unless n·k is large, to 1e-6 and
-    3e-3 nats. In more dimensions the error is the standard error of log P over independent scrambles of a Sobol
-    sequence, or that of plain importance sampling with the same weights if larger, and grows further when few points
-    carry the weight. While it exceeds ``tolerance`` the number of points doubles. The error is what was reached, also
-    where it misses the tolerance: hard are many experts with very small capacity.
+    3e-3 nats.
+
+    In more dimensions the error is the largest of three: the standard error of log P over independent scrambles of a
+    Sobol sequence, that of plain importance sampling with the same weights, and N^(κ − 1) for weights with Pareto tail
+    index κ. It grows further when few points carry the weight. While it exceeds ``tolerance`` the number of points
+    doubles. It is what was reached, also where it misses the tolerance: hard are many experts of capacity near 1.
 
     The gradient with respect to ``logits`` is that of the estimate with its points held fixed, the self-normalised
     expectation of ∇ log p(Z, v) given Z. Only first derivatives exist; no gradient flows through the error. Computed
