@@ -80,7 +80,7 @@ def gradient_report(
         expected = _exact_gradients(exact, leaves, args, kwargs, replicas)
         draws = _draws(elbo, model, guide, args, kwargs, leaves, num_samples, replicas)
     rows = [GradientRow.of(name, draws[name], expected[name]) for name in leaves]
-    everything = torch.cat([d.flatten(1).double() for d in draws.values()], -1)
+    everything = torch.cat([d.reshape(len(d), -1).double() for d in draws.values()], -1)
     total = GradientRow.of("total", everything, torch.cat([e.flatten().double() for e in expected.values()]))
     return GradientReport(tuple(rows), total, len(everything), max_standard_errors)
 

@@ -6,11 +6,10 @@ import pytest
 from prob_moe.distributions import CapacitySkip, IndependentRouting
 from prob_moe.estimators import balanced_objective
 from tests.estimators.replicas import (
+    compare,
     exact_balanced_gradient,
     exact_router_gradient,
-    gradients,
     problem,
-    standard_errors_off,
     with_capacity,
 )
 
@@ -25,13 +24,14 @@ ELBOS = [pyro.infer.Trace_ELBO, pyro.infer.TraceGraph_ELBO]
 def test_unbiased(elbo: type, distribution: type, n: int, k: int, capacity: int) -> None:
     logits, f = problem(n, k)
     assignment = with_capacity(distribution, capacity)
-    samples = gradients(elbo(), balanced_objective, logits, f, assignment, replicas=5000)
-    assert standard_errors_off(samples, exact_balanced_gradient(logits, f, assignment)) < 5
+    exact = exact_balanced_gradient(logits, f, assignment)
+    report = compare(elbo(), balanced_objective, logits, f, assignment, exact=exact, replicas=5000)
+    assert report.unbiased, report
 
 
 def test_it_is_another_objective_than_the_routers() -> None:
     logits, f = problem(4, 3)
-    samples = gradients(
-        pyro.infer.Trace_ELBO(), balanced_objective, logits, f, with_capacity(CapacitySkip, 2), replicas=20_000
-    )
-    assert standard_errors_off(samples, exact_router_gradient(logits, f)) > 10
+    exact = exact_router_gradient(logits, f)
+    assignment = with_capacity(CapacitySkip, 2)
+    report = compare(pyro.infer.Trace_ELBO(), balanced_objective, logits, f, assignment, exact=exact, replicas=20_000)
+    assert report.worst > 10
