@@ -58,13 +58,11 @@ def gradient_report(
     >>> from prob_moe.distributions import CapacitySkip
     >>> from prob_moe.estimators import TraceRouting_ELBO
     >>> from prob_moe.testing import exact_router_objective
-    >>> f = torch.tensor([[-3.0, -1.0], [-1.0, -4.0], [-2.0, -5.0]], dtype=torch.float64)
+    >>> start = torch.tensor([0.0, 1.0], dtype=torch.float64).expand(4, 2)
     >>> def model():
-    ...     logits = pyro.param("logits", torch.zeros(3, 2, dtype=torch.float64))
-    ...     z = pyro.sample("z", CapacitySkip(logits, capacity=2))
-    ...     with pyro.plate("data", 3):
-    ...         chosen = torch.where(z < 0, ~z, z)
-    ...         pyro.factor("f", f.gather(-1, chosen.unsqueeze(-1)).squeeze(-1))
+    ...     z = pyro.sample("z", CapacitySkip(pyro.param("logits", start), capacity=2))
+    ...     with pyro.plate("data", 4):
+    ...         pyro.factor("f", 10.0 * torch.where(z < 0, ~z, z))
     >>> exact = lambda: exact_router_objective(model)
     >>> gradient_report(model, lambda: None, TraceRouting_ELBO(), exact=exact, num_samples=300).verdict
     'unbiased within 5 standard errors'
@@ -82,7 +80,7 @@ def gradient_report(
         expected = _exact_gradients(exact, leaves, args, kwargs, replicas)
         draws = _draws(elbo, model, guide, args, kwargs, leaves, num_samples, replicas)
     rows = [GradientRow.of(name, draws[name], expected[name]) for name in leaves]
-    everything = torch.cat([d.flatten(1).double() for d in draws.values()], -1)
+    everything = torch.cat([d.reshape(len(d), -1).double() for d in draws.values()], -1)
     total = GradientRow.of("total", everything, torch.cat([e.flatten().double() for e in expected.values()]))
     return GradientReport(tuple(rows), total, len(everything), max_standard_errors)
 

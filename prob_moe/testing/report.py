@@ -37,7 +37,7 @@ class GradientRow:
         :param draws: gradients, (num_draws, *shape).
         :param exact: the exact gradient, (*shape).
         """
-        draws, exact = draws.flatten(1), exact.flatten()
+        draws, exact = draws.reshape(len(draws), -1), exact.flatten()
         mean, norm = draws.mean(0), exact.norm()
         return cls(
             parameter=parameter,

@@ -27,7 +27,9 @@ class Deviation:
         """Standard errors between the mean and its expectation; infinite where a mean without error is off."""
         difference = (self.mean - self.expected).abs()
         distance = difference / self.error
-        return torch.where(difference <= self.rounding, torch.zeros_like(distance), distance.nan_to_num(torch.inf))
+        return torch.where(
+            difference <= self.rounding, torch.zeros_like(distance), distance.nan_to_num(torch.inf, torch.inf)
+        )
 
     def worst(self) -> tuple[float, tuple[int, ...]]:
         """:returns: the largest distance, and the index of its coordinate."""
@@ -42,18 +44,20 @@ class Deviation:
 
 def deviation(draws: Tensor, expected: Tensor, least_error: Tensor | float = 0.0) -> Deviation:
     """
-    :param draws: independent, identically distributed, (num_draws, *shape).
+    :param draws: independent, identically distributed, (num_draws, *shape). Differences below ten roundings of their
+        dtype pass: float64 tells most.
     :param expected: (*shape).
     :param least_error: a lower bound of the standard error, where it is known: an event too rare to be seen has sample
         variance 0.
 
     >>> off = deviation(torch.tensor([[0.0, 1.0], [2.0, 1.0]]), torch.tensor([0.0, 1.0]))
     >>> off.distance
-    tensor([1., 0.])
+    tensor([1., 0.], dtype=torch.float64)
     """
+    eps = torch.finfo(draws.dtype).eps
+    draws, expected = draws.double(), expected.double()
     error = draws.std(0) / len(draws) ** 0.5
     least = torch.as_tensor(least_error, dtype=error.dtype, device=error.device)
-    # A sum of many numbers is off by some roundings of the largest.
+    # A draw is off by some roundings of the largest.
     scale = max(float(draws.abs().max()), float(expected.abs().max())) if expected.numel() else 0.0
-    rounding = 1000 * torch.finfo(draws.dtype).eps * scale
-    return Deviation(draws.mean(0), expected, error.maximum(least), rounding)
+    return Deviation(draws.mean(0), expected, error.maximum(least), 10 * eps * scale)

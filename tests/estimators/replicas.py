@@ -10,6 +10,7 @@ from torch import Tensor
 from prob_moe.distributions import AssignmentDistribution
 from prob_moe.distributions.support import router_choices
 from prob_moe.estimators.sites import per_datapoint
+from prob_moe.testing import GradientReport, gradient_report
 
 Assignment = Callable[..., AssignmentDistribution]
 
@@ -41,14 +42,28 @@ def no_guide(*args: object, **kwargs: object) -> None:
     """The guide of a model whose only latent sites are assignments."""
 
 
-def gradients(elbo: pyro.infer.ELBO, make_pair: Callable, logits: Tensor, *args: object, replicas: int) -> Tensor:
-    """:returns: one gradient of the estimated objective (not the loss) a replica, (replicas, n, k)."""
+def compare(
+    elbo: pyro.infer.ELBO,
+    make_pair: Callable,
+    logits: Tensor,
+    f: Tensor,
+    assignment: Assignment,
+    baseline: dict | None = None,
+    *,
+    exact: Tensor,
+    replicas: int,
+    calls: int = 1,
+) -> GradientReport:
+    """The report on ``calls`` calls, each of which gives one gradient a replica."""
     pyro.clear_param_store()
     run_model, guide = make_pair(model)
-    elbo.loss_and_grads(run_model, guide, logits.expand(replicas, *logits.shape).clone(), *args)
-    gradient = pyro.param("logits").unconstrained().grad
-    assert gradient is not None
-    return -gradient
+    many = logits.expand(replicas, *logits.shape).clone()
+    return gradient_report(
+        *(run_model, guide, elbo, many, f, assignment, baseline),
+        exact={"logits": exact},
+        num_samples=calls * replicas,
+        replicas=replicas,
+    )
 
 
 def standard_errors_off(samples: Tensor, exact: Tensor) -> float:

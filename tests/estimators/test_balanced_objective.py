@@ -9,9 +9,10 @@ import torch
 from prob_moe.distributions import CapacitySkip, DependentRounding, GumbelMatching, IndependentRouting
 from prob_moe.estimators import balanced_objective
 from tests.estimators.replicas import (
+    compare,
     exact_balanced_gradient,
     exact_router_gradient,
-    gradients,
+    model,
     problem,
     standard_errors_off,
     with_capacity,
@@ -39,8 +40,9 @@ def stock_pair(run_model: Callable) -> tuple[Callable, Callable]:
 def test_unbiased(elbo: type, distribution: type, n: int, k: int, capacity: int) -> None:
     logits, f = problem(n, k)
     assignment = with_capacity(distribution, capacity)
-    samples = gradients(elbo(), balanced_objective, logits, f, assignment, replicas=5000)
-    assert standard_errors_off(samples, exact_balanced_gradient(logits, f, assignment)) < 5
+    exact = exact_balanced_gradient(logits, f, assignment)
+    report = compare(elbo(), balanced_objective, logits, f, assignment, exact=exact, replicas=5000)
+    assert report.unbiased, report
 
 
 @pytest.mark.parametrize("elbo", ELBOS)
@@ -48,16 +50,18 @@ def test_unbiased(elbo: type, distribution: type, n: int, k: int, capacity: int)
 def test_stock_pyro_is_unbiased_too(elbo: type, distribution: type, n: int, k: int, capacity: int) -> None:
     logits, f = problem(n, k)
     assignment = with_capacity(distribution, capacity)
-    samples = gradients(elbo(), stock_pair, logits, f, assignment, replicas=500)
-    assert standard_errors_off(samples, exact_balanced_gradient(logits, f, assignment)) < 5
+    exact = exact_balanced_gradient(logits, f, assignment)
+    report = compare(elbo(), stock_pair, logits, f, assignment, exact=exact, replicas=500)
+    assert report.unbiased, report
 
 
 @pytest.mark.parametrize("distribution", [CapacitySkip, GumbelMatching])
 def test_it_is_another_objective_than_the_routers(distribution: type) -> None:
     logits, f = problem(4, 3)
     assignment = with_capacity(distribution, 2)
-    samples = gradients(pyro.infer.Trace_ELBO(), balanced_objective, logits, f, assignment, replicas=40_000)
-    assert standard_errors_off(samples, exact_router_gradient(logits, f)) > 10
+    exact = exact_router_gradient(logits, f)
+    report = compare(pyro.infer.Trace_ELBO(), balanced_objective, logits, f, assignment, exact=exact, replicas=40_000)
+    assert report.worst > 10
 
 
 @pytest.mark.parametrize("elbo", ELBOS)
@@ -69,7 +73,7 @@ def test_two_layers(elbo: type) -> None:
     def second(logits: torch.Tensor, z1: torch.Tensor) -> torch.Tensor:
         return logits.flip(-1) + torch.stack([z1 * change, 0 * z1], -1)
 
-    def model(logits: torch.Tensor) -> None:
+    def two_layers(logits: torch.Tensor) -> None:
         logits = pyro.param("logits", logits)
         with pyro.plate("replicas", len(logits), dim=-2):
             z1 = pyro.sample("z1", GumbelMatching(logits.unsqueeze(-3), capacity=2)).squeeze(-2)
@@ -87,13 +91,11 @@ def test_two_layers(elbo: type) -> None:
         objective = objective + first.log_prob(z1).exp() * value
     exact = torch.autograd.grad(objective, leaf)[0]
 
-    elbo().loss_and_grads(*balanced_objective(model), phi.expand(5000, 4, 2).clone())
+    elbo().loss_and_grads(*balanced_objective(two_layers), phi.expand(5000, 4, 2).clone())
     assert standard_errors_off(-pyro.param("logits").grad, exact) < 5
 
 
 def test_without_a_log_prob_the_error_names_what_works() -> None:
     logits, f = problem(4, 2)
     with pytest.raises(NotImplementedError, match="TraceRouting_ELBO works without it"):
-        gradients(
-            pyro.infer.Trace_ELBO(), balanced_objective, logits, f, with_capacity(DependentRounding, 2), replicas=2
-        )
+        pyro.infer.Trace_ELBO().loss(*balanced_objective(model), logits, f, with_capacity(DependentRounding, 2))

@@ -7,8 +7,8 @@ import torch
 from prob_moe.distributions import CapacitySkip, DependentRounding, GumbelMatching, IndependentRouting
 from prob_moe.estimators import TraceRouting_ELBO
 from tests.estimators.replicas import (
+    compare,
     exact_router_gradient,
-    gradients,
     problem,
     router_pair,
     standard_errors_off,
@@ -35,10 +35,10 @@ def test_unbiased(distribution: type, n: int, k: int, capacity: int, baseline: s
     logits, f = problem(n, k)
     elbo = TraceRouting_ELBO()
     options = baseline_options(baseline, n)
+    exact, assignment = exact_router_gradient(logits, f), with_capacity(distribution, capacity)
     # The second call has an average of earlier steps to subtract.
-    for _ in range(2):
-        samples = gradients(elbo, router_pair, logits, f, with_capacity(distribution, capacity), options, replicas=4000)
-    assert standard_errors_off(samples, exact_router_gradient(logits, f)) < 5
+    report = compare(elbo, router_pair, logits, f, assignment, options, exact=exact, replicas=4000, calls=2)
+    assert report.unbiased, report
 
 
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
@@ -47,10 +47,11 @@ def test_unbiased_with_leave_one_out_over_particles(distribution: type, vectoriz
     logits, f = problem(4, 2)
     elbo = TraceRouting_ELBO(num_particles=3, vectorize_particles=vectorize, max_plate_nesting=2)
     options = {"use_leave_one_out_baseline": True}
-    samples = gradients(elbo, router_pair, logits, f, with_capacity(distribution, 2), options, replicas=3000)
-    assert standard_errors_off(samples, exact_router_gradient(logits, f)) < 5
-    without = gradients(elbo, router_pair, logits, f, with_capacity(distribution, 2), replicas=3000)
-    assert samples.var(0).sum() < without.var(0).sum()
+    exact, assignment = exact_router_gradient(logits, f), with_capacity(distribution, 2)
+    report = compare(elbo, router_pair, logits, f, assignment, options, exact=exact, replicas=3000)
+    assert report.unbiased, report
+    without = compare(elbo, router_pair, logits, f, assignment, exact=exact, replicas=3000)
+    assert report.total.variance < without.total.variance
 
 
 @pytest.mark.parametrize(("distribution", "capacity"), [(CapacitySkip, 2), (GumbelMatching, 2), (GumbelMatching, 3)])
@@ -59,8 +60,9 @@ def test_biased_twins_fail_the_same_check(distribution: type, capacity: int, bas
     logits, f = problem(6, 3)
     options = baseline_options(baseline, 6)
     assignment = with_capacity(distribution, capacity)
-    samples = gradients(TraceRouting_ELBO(weighted=False), router_pair, logits, f, assignment, options, replicas=4000)
-    assert standard_errors_off(samples, exact_router_gradient(logits, f)) > 10
+    exact, elbo = exact_router_gradient(logits, f), TraceRouting_ELBO(weighted=False)
+    report = compare(elbo, router_pair, logits, f, assignment, options, exact=exact, replicas=4000)
+    assert report.worst > 10
 
 
 def test_baseline_outside_the_weight_fails_the_same_check() -> None:
