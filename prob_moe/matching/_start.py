@@ -30,6 +30,8 @@ def _improve_on_samples(scores: np.ndarray, rows: np.ndarray, room: np.ndarray, 
             break
         first = width == 0.0
         step = max(1, rows.size // (per_expert * room.size))
+        if first and step < 4:
+            step = 1  # too few rows for a sample to save anything
         columns = gather_columns(scores, rows, step)
         if first:
             prices, spread = first_prices(columns)
