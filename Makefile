@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test bench format clean
+.PHONY: demo test bench notebooks format clean
 
 demo: $(READY)  ## Train the toy mixture with every estimator; table and pictures in results/.
 	$(BIN)/python -m inference study
@@ -13,9 +13,13 @@ test: $(READY)  ## Lint, types, and all tests with doctests.
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest --nbmake notebooks
 
 bench: $(READY)  ## Speed as ratios to named peers, measured in one run.
 	$(BIN)/python -m pytest tests/benchmarks -o python_files='bench_*.py' --benchmark-only --benchmark-columns=min,rounds --benchmark-warmup=on
+
+notebooks: $(READY)  ## Execute the notebooks and keep their outputs.
+	$(BIN)/python -m pytest --nbmake --overwrite notebooks
 
 format: $(READY)
 	$(BIN)/ruff format .

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from pyro.ops.provenance import detach_provenance
 from torch import Tensor
 
 from prob_moe.distributions.base import AssignmentDistribution
@@ -83,7 +84,7 @@ class DependentRounding(AssignmentDistribution):
     def log_marginals(self) -> Tensor:
         """log r_ij, float64 (*batch, n, k), without gradient; -inf in padding."""
         if self._log_r is None:
-            logits = self.logits.detach().double()
+            logits = detach_provenance(self.logits.detach()).double()
             if self.marginals == "router":
                 self._log_r = router_marginals(logits, self.capacity, mask=self.mask)
             else:
@@ -104,7 +105,8 @@ class DependentRounding(AssignmentDistribution):
 
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
         sample_shape = torch.Size(sample_shape)
-        r = self.log_marginals.exp()
+        # Rounding is not torch: what the logits depend on comes back with the router's choices below.
+        r = detach_provenance(self.log_marginals).exp()
         processed = dependent_rounding(r.expand(sample_shape + r.shape), capacity=self.capacity)
         value = torch.where(processed >= 0, processed, ~self._sample_router(sample_shape))
         return self._code_padding(value)

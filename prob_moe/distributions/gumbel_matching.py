@@ -1,14 +1,25 @@
-"""Balanced assignments as the optimum of perturbed logits, with exact conditionals."""
+"""Balanced assignments as the optimum of perturbed logits, with exact conditionals and likelihood."""
 
+import warnings
 from typing import Any, NamedTuple
 
 import torch
-from pyro.ops.provenance import detach_provenance
+from pyro.distributions.score_parts import ScoreParts
+from pyro.ops.provenance import detach_provenance, extract_provenance, track_provenance
 from torch import Tensor
 
 from prob_moe.distributions.base import AssignmentDistribution, gumbel_noise_like
 from prob_moe.distributions.enumeration import enumerate_matchings
-from prob_moe.matching import Matching, shortest_distances, solve_assignment
+from prob_moe.matching import (
+    Matching,
+    matching_log_prob,
+    price_log_density,
+    shortest_distances,
+    solve_assignment,
+)
+
+#: nats; a likelihood with a larger standard error comes with a warning
+TOLERATED_ERROR = 0.05
 
 
 class MatchingDraw(NamedTuple):
@@ -37,14 +48,21 @@ class GumbelMatching(AssignmentDistribution):
     where D are the shortest distances of the exchange graph, hence the weights :math:`w_i = p_{i z_i} / q(z_i \mid
     G_{-i})`. They need the noise of the draw, which the distribution remembers for its last draw.
 
-    Cost O(nk) for the noise, a matching, and O(k^3) for the distances. The mode is the matching of the logits
-    themselves.
+    The assignment and its shadow prices v have a joint density in closed form (:meth:`joint_log_prob`); the likelihood
+    of the assignment alone, :meth:`log_prob`, is its integral over the prices: exact at k = 2 (quadrature), otherwise a
+    deterministic quasi-Monte Carlo estimate with a reported error. It is not the Gibbs law
+    :math:`\exp(\sum_i \phi_{i z_i}) / \mathrm{const}` that is often used in its place.
+
+    Cost: O(nk) for the noise, a matching, O(k^3) for the distances; O(nk + k^3) for the joint density, and that times
+    the number of points for the likelihood. The mode is the matching of the logits themselves.
 
     Source: Kool, Maddison & Mnih (2021), "Unbiased Gradient Estimation with Balanced Assignments for Mixtures of
-    Experts", section on the Gumbel-Matching distribution.
+    Experts", section on the Gumbel-Matching distribution; the density and the likelihood are this library's own.
 
     :param logits: router logits, float (*batch, n, k); -inf forbids an expert while an assignment stays feasible.
     :param capacity: the most datapoints that one expert processes.
+    :param num_points: points of the likelihood's integral to begin with, see
+        :func:`~prob_moe.matching.matching_log_prob`.
 
     >>> _ = torch.manual_seed(0)
     >>> matching = GumbelMatching(torch.zeros(6, 3), capacity=2)
@@ -53,29 +71,37 @@ class GumbelMatching(AssignmentDistribution):
     tensor([2, 2, 2])
     >>> matching.importance_weights(z).shape
     torch.Size([6])
+    >>> matching.log_prob(matching.enumerate_support()).exp().sum()
+    tensor(1.00...)
     """
 
     has_enumerate_support = True
     capacity: int
 
-    def __init__(self, logits: Tensor, **kwargs: Any) -> None:
+    def __init__(self, logits: Tensor, *, num_points: int | None = None, **kwargs: Any) -> None:
         super().__init__(logits, **kwargs)
         self._check_feasible()
+        self.num_points = num_points
         self._last_draw: tuple[Tensor, Tensor, Matching] | None = None
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "GumbelMatching":
-        new = super().expand(batch_shape, _instance)
+        new: GumbelMatching = super().expand(batch_shape, _instance)
+        new.num_points = self.num_points
         new._last_draw = None
         return new
 
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
-        logits = self.logits.detach().expand(torch.Size(sample_shape) + self.logits.shape)
+        # The solver is not torch: what the logits depend on is carried over to the value by hand.
+        logits, provenance = extract_provenance(self.logits.detach())
+        logits = logits.expand(torch.Size(sample_shape) + logits.shape)
         scores = gumbel_noise_like(logits).add_(logits)
-        matching = solve_assignment(scores, self.capacity, mask=self._sampled_mask(scores))
-        value = matching.assignment
+        mask = None if self.mask is None else self.mask.expand(scores.shape[:-1])
+        matching = solve_assignment(scores, self.capacity, mask=mask)
         # A copy of the value, so that nobody who writes into a sample changes what was drawn.
-        self._last_draw = (value.clone(), scores, matching)
-        return value
+        self._last_draw = (matching.assignment.clone(), scores, matching)
+        return track_provenance(matching.assignment, provenance)
+
+    # What the noise of the draw gives --------------------------------------------------------------------------------
 
     def matching(self, value: Tensor) -> MatchingDraw:
         """
@@ -106,6 +132,78 @@ class GumbelMatching(AssignmentDistribution):
             weights = log_ratio.exp()
             return weights if self.mask is None else torch.where(self.mask, weights, torch.zeros_like(weights))
 
+    def marginals(self, num_samples: int) -> Tensor:
+        """
+        Estimate P(z_i = j) by the mean of the exact conditionals over draws: less variance than counting.
+
+        :returns: (*batch, n, k), rows summing to 1, differentiable nowhere.
+        """
+        with torch.no_grad():
+            fresh = self.expand(self.batch_shape)  # keeps the last draw of this object
+            value = fresh.sample(torch.Size([num_samples]))
+            return fresh.conditional_logits(value).softmax(-1).mean(0)
+
+    # Likelihood ------------------------------------------------------------------------------------------------------
+
+    def joint_log_prob(self, value: Tensor, prices: Tensor) -> Tensor:
+        r"""
+        The joint log-density of assignment and shadow prices, in closed form:
+
+        .. math:: \log p(Z, v) = \sum_i \log\mathrm{softmax}(\phi_i - v)_{z_i} + \log\det L(v)_{\mathrm{free}}.
+
+        See :func:`~prob_moe.matching.price_log_density`. Given Z, its gradient has the score of Z as its expectation.
+
+        :param value: (*, n).
+        :param prices: shadow prices, (*, k), as :meth:`matching` gives them.
+        :returns: nats, (*), in float64 where the prices are.
+        """
+        (logits, value, prices), provenance = extract_provenance((self.logits, value, prices))
+        return track_provenance(price_log_density(logits, value, prices, self.capacity), provenance)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """
+        The likelihood of the assignment, deterministic for given arguments, differentiable in the logits.
+
+        A warning says so where its standard error exceeds 0.05 nat; :meth:`log_prob_error` reports the error.
+        """
+        if self._validate_args:
+            self._validate_sample(value)
+        log_prob, error = self._likelihood(value)
+        worst = float(error.max()) if error.numel() else 0.0
+        if worst > TOLERATED_ERROR:
+            warnings.warn(
+                f"log_prob of {self} has a standard error of up to {worst:.2g} nat; give a larger num_points, or "
+                "score with joint_log_prob, which is exact",
+                stacklevel=2,
+            )
+        return log_prob
+
+    def log_prob_error(self, value: Tensor) -> Tensor:
+        """:returns: the standard error of :meth:`log_prob`, nats, (*)."""
+        with torch.no_grad():
+            return detach_provenance(self._likelihood(value)[1])
+
+    def score_function(self, value: Tensor) -> Tensor:
+        """The closed-form joint density for the last draw of this object; the likelihood for other values."""
+        if not self._drew(value):
+            return self.log_prob(value)
+        _, _, matching = self._draw_of(value)
+        return self.joint_log_prob(value, matching.prices).to(self.logits.dtype)
+
+    def score_parts(self, value: Tensor) -> ScoreParts:
+        """The likelihood as ``log_prob``, and :meth:`score_function`; both give Pyro's ELBOs an unbiased gradient."""
+        return ScoreParts(self.log_prob(value), self.score_function(value), 0)
+
+    def entropy_estimate(self, num_samples: int) -> tuple[Tensor, Tensor]:
+        """
+        The entropy -E[log P(Z)] by Monte Carlo.
+
+        :returns: estimate and its standard error, nats, (*batch) each.
+        """
+        with torch.no_grad():
+            surprise = -self.log_prob(self.expand(self.batch_shape).sample(torch.Size([num_samples])))
+            return surprise.mean(0), surprise.std(0) / num_samples**0.5
+
     @property
     def mode(self) -> Tensor:
         return solve_assignment(self.logits.detach(), self.capacity, mask=self.mask).assignment
@@ -113,12 +211,17 @@ class GumbelMatching(AssignmentDistribution):
     def enumerate_support(self, expand: bool = True) -> Tensor:
         return enumerate_matchings(self, expand)
 
-    def _sampled_mask(self, scores: Tensor) -> Tensor | None:
-        return None if self.mask is None else self.mask.expand(scores.shape[:-1])
+    def _likelihood(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        (logits, value), provenance = extract_provenance((self.logits, value))
+        estimates = matching_log_prob(logits, value, self.capacity, num_points=self.num_points)
+        return track_provenance(estimates, provenance)
+
+    def _drew(self, value: Tensor) -> bool:
+        # Pyro wraps sampled tensors, so identity says nothing: compare values.
+        return self._last_draw is not None and torch.equal(self._last_draw[0], detach_provenance(value))
 
     def _draw_of(self, value: Tensor) -> tuple[Tensor, Tensor, Matching]:
-        # Pyro wraps sampled tensors, so identity says nothing: compare values.
-        if self._last_draw is None or not torch.equal(self._last_draw[0], detach_provenance(value)):
+        if self._last_draw is None or not self._drew(value):
             raise ValueError(
                 f"value of shape {tuple(value.shape)} is not the last draw of this {self}; importance weights, "
                 "conditionals and prices need the noise of the draw: call them on the object that sampled the value, "

@@ -2,15 +2,21 @@
 
 from prob_moe.matching.assignment import Matching, solve_assignment
 from prob_moe.matching.exchange import exchange_costs, shadow_prices, shortest_distances
+from prob_moe.matching.likelihood import matching_log_prob
 from prob_moe.matching.marginals import MinimumVarianceMarginals, minimum_variance_marginals, router_marginals
+from prob_moe.matching.price_density import PriceStructure, price_log_density, price_structure
 from prob_moe.matching.rounding import dependent_rounding
 
 __all__ = [
     "Matching",
     "MinimumVarianceMarginals",
+    "PriceStructure",
     "dependent_rounding",
     "exchange_costs",
+    "matching_log_prob",
     "minimum_variance_marginals",
+    "price_log_density",
+    "price_structure",
     "router_marginals",
     "shadow_prices",
     "shortest_distances",

@@ -34,18 +34,32 @@ def enter(scores: np.ndarray, i: int, a: int, costs: np.ndarray, movers: np.ndar
 
 
 @njit(cache=True, nogil=True)
-def _refill(scores: np.ndarray, members: np.ndarray, a: int, b: int, costs: np.ndarray, movers: np.ndarray) -> None:
-    """Find the cheapest move a → b again after its row has left."""
-    bound = costs[a, b]  # nothing cheaper was there before, so the search ends at an equal
-    best, best_row = np.inf, -1
-    for i in members:
-        cost = np.float64(scores[i, a]) - scores[i, b]
-        if cost < best:
-            best, best_row = cost, i
-            if best <= bound:
-                break
-    costs[a, b] = best
-    movers[a, b] = best_row
+def _leave(scores: np.ndarray, i: int, a: int, members: np.ndarray, costs: np.ndarray, movers: np.ndarray) -> None:
+    """Find the cheapest moves out of ``a`` again that row ``i`` offered, among the ``members`` that remain."""
+    k = scores.shape[1]
+    lost = np.flatnonzero(movers[a, :k] == i)
+    bounds = costs[a, lost]  # nothing cheaper was there before, so a search may end at an equal
+    costs[a, lost] = np.inf
+    movers[a, lost] = -1
+    if lost.size <= 2:  # read single scores rather than rows
+        for index in range(lost.size):
+            b = lost[index]
+            for other in members:
+                cost = np.float64(scores[other, a]) - scores[other, b]
+                if cost < costs[a, b]:
+                    costs[a, b] = cost
+                    movers[a, b] = other
+                    if cost <= bounds[index]:
+                        break
+        return
+    for block in range(0, members.size, 16):
+        for other in members[block : block + 16]:
+            enter(scores, other, a, costs, movers, k)
+        missing = 0
+        for index in range(lost.size):
+            missing += costs[a, lost[index]] > bounds[index]
+        if missing == 0:
+            break
 
 
 @njit(cache=True, nogil=True)
@@ -180,9 +194,7 @@ def augment(
             if a < k and b < k:
                 i = movers[a, b]
                 here = members[start[a] : start[a] + loads[a]]
-                for other in range(k):
-                    if movers[a, other] == i:
-                        _refill(scores, here, a, other, costs, movers)
+                _leave(scores, i, a, here, costs, movers)
                 enter(scores, members[start[b] + loads[b] - 1], b, costs, movers, k)
             b = a
     prices[:] = potentials[:k] - (potentials[k] if slots > 0 else 0.0)

@@ -4,12 +4,10 @@ import numpy as np
 from numba import njit, prange
 
 from prob_moe.matching._augment import augment, build_exchange
-from prob_moe.matching._pricing import column_means, gather_columns, sweep
+from prob_moe.matching._distances import relax
+from prob_moe.matching._start import start
 
 OPTIMAL, NOT_A_NUMBER, TOO_MANY, INFEASIBLE = 0, 1, 2, 3
-
-# Sample sizes of the price phase: `(rows per expert, sweeps)`, from coarse to fine.
-_SAMPLES = ((16, 4), (128, 2), (1024, 2))
 
 
 @njit(cache=True, nogil=True)
@@ -34,80 +32,60 @@ def _invalid(scores: np.ndarray, rows: np.ndarray) -> bool:
 
 
 @njit(cache=True, nogil=True)
-def _choose(scores: np.ndarray, rows: np.ndarray, prices: np.ndarray, assignment: np.ndarray) -> bool:
-    """The expert that maximises S_ij − v_j for each row; False where a row allows no expert."""
-    for i in rows:
-        best, best_value = -1, -np.inf
-        for j in range(prices.size):
-            value = scores[i, j] - prices[j]
-            if value > best_value:
-                best, best_value = j, value
-        if best < 0:
-            return False
-        assignment[i] = best
-    return True
-
-
-@njit(cache=True, nogil=True)
-def _first_prices(scores: np.ndarray, rows: np.ndarray, capacity: int) -> np.ndarray:
-    """Prices at which the best choices of the rows nearly fit into capacity."""
-    k = scores.shape[1]
-    slack = rows.size < k * capacity
-    floor = 0.0 if slack else -np.inf
-    prices = np.zeros(k)
-    fresh = True
-    for per_expert, sweeps in _SAMPLES:
-        step = max(1, rows.size // (per_expert * k))
-        columns = gather_columns(scores, rows, step)
-        if fresh:
-            prices[:] = column_means(columns)
-            prices -= prices.min()
-            fresh = False
-        target = max(1, int(capacity * columns.shape[1] / rows.size + 0.5))
-        for _ in range(sweeps):
-            sweep(columns, prices, target, floor)
-        if step == 1:
-            break
-    return prices
-
-
-@njit(cache=True, nogil=True)
 def solve_one(
-    scores: np.ndarray, mask: np.ndarray, capacity: int, assignment: np.ndarray, costs_out: np.ndarray
+    scores: np.ndarray,
+    mask: np.ndarray,
+    capacity: int,
+    assignment: np.ndarray,
+    costs: np.ndarray,
+    distances: np.ndarray,
+    loads: np.ndarray,
 ) -> int:
-    """Write the optimal ``assignment`` (n,) and the exchange costs (k, k) of ``scores`` (n, k); return a status."""
+    """Solve ``scores`` (n, k) and write all that follows from its optimum; return a status.
+
+    :param assignment: (n,) out; :param costs: (k, k) out, exchange costs; :param distances: (k, k) out, their shortest
+        paths; :param loads: (k,) out.
+    """
     n, k = scores.shape
     rows = _present_rows(mask, n)
     assignment[:] = -1
-    costs = np.full((k + 1, k + 1), np.inf)
-    movers = np.full((k + 1, k + 1), -1)
+    loads[:] = 0
     if _invalid(scores, rows):
         return NOT_A_NUMBER
     if rows.size > k * capacity:
         return TOO_MANY
+    edges = np.full((k + 1, k + 1), np.inf)
+    movers = np.full((k + 1, k + 1), -1)
     if rows.size > 0:
-        prices = _first_prices(scores, rows, capacity)
-        if not _choose(scores, rows, prices, assignment):
+        prices = np.empty(k)
+        if not start(scores, rows, capacity, assignment, prices):
             return INFEASIBLE
-        build_exchange(scores, rows, assignment, costs, movers)
-        # No expert ever holds more than all rows, so a larger capacity only means that it keeps a free slot.
-        if not augment(scores, rows, assignment, min(capacity, rows.size + 1), prices, costs, movers):
+        build_exchange(scores, rows, assignment, edges, movers)
+        if not augment(scores, rows, assignment, capacity, prices, edges, movers):
             return INFEASIBLE
-    free = np.full(k, capacity)
     for i in rows:
-        free[assignment[i]] -= 1
+        loads[assignment[i]] += 1
     for a in range(k):
         for b in range(k):
-            costs_out[a, b] = min(costs[a, b], 0.0) if free[a] > 0 else costs[a, b]
-        costs_out[a, a] = 0.0
+            costs[a, b] = min(edges[a, b], 0.0) if loads[a] < capacity else edges[a, b]
+        costs[a, a] = 0.0
+    distances[:] = costs
+    relax(distances)
     return OPTIMAL
 
 
 @njit(cache=True, nogil=True, parallel=True)
 def solve_many(
-    scores: np.ndarray, mask: np.ndarray, capacity: int, assignment: np.ndarray, costs: np.ndarray, status: np.ndarray
+    scores: np.ndarray,
+    mask: np.ndarray,
+    capacity: int,
+    assignment: np.ndarray,
+    costs: np.ndarray,
+    distances: np.ndarray,
+    loads: np.ndarray,
+    status: np.ndarray,
 ) -> None:
     """``solve_one`` for every problem of a batch (b, n, k), spread over the threads of numba."""
-    for problem in prange(scores.shape[0]):
-        present = mask[problem] if mask.shape[0] > 0 else np.empty(0, np.bool_)
-        status[problem] = solve_one(scores[problem], present, capacity, assignment[problem], costs[problem])
+    for p in prange(scores.shape[0]):
+        present = mask[p] if mask.shape[0] > 0 else np.empty(0, np.bool_)
+        status[p] = solve_one(scores[p], present, capacity, assignment[p], costs[p], distances[p], loads[p])

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from prob_moe.matching._solver import INFEASIBLE, NOT_A_NUMBER, OPTIMAL, TOO_MANY, solve_many, solve_one
-from prob_moe.matching.exchange import shadow_prices, shortest_distances
+from prob_moe.matching._solver import INFEASIBLE, NOT_A_NUMBER, TOO_MANY, solve_many, solve_one
+from prob_moe.matching.exchange import shadow_prices
 
 
 class Matching(NamedTuple):
@@ -54,21 +54,22 @@ def solve_assignment(scores: torch.Tensor, capacity: int, *, mask: torch.Tensor 
     else:
         present = mask.detach().to("cpu").expand(*batch, n).reshape(size, n).contiguous().numpy()
     assignment = np.empty((size, n), np.int64)
-    costs = np.empty((size, k, k))
-    status = np.empty(size, np.int64)
+    costs, distances = np.empty((size, k, k)), np.empty((size, k, k))
+    loads, status = np.empty((size, k), np.int64), np.empty(size, np.int64)
+    slots = min(int(capacity), n + 1)  # no expert holds more than n rows: beyond, capacity only means a free slot
     if size == 1:  # a single problem needs no thread pool
-        none = np.empty(0, np.bool_)
-        status[0] = solve_one(flat[0], none if mask is None else present[0], capacity, assignment[0], costs[0])
+        one = np.empty(0, np.bool_) if mask is None else present[0]
+        status[0] = solve_one(flat[0], one, slots, assignment[0], costs[0], distances[0], loads[0])
     elif size > 1:
-        solve_many(flat, present, capacity, assignment, costs, status)
-    if (status != OPTIMAL).any():
+        solve_many(flat, present, slots, assignment, costs, distances, loads, status)
+    if status.any():
         _raise_failure(status, scores, capacity)
-
-    z = torch.from_numpy(assignment).reshape(*batch, n)
-    exchange = torch.from_numpy(costs).reshape(*batch, k, k)
-    loads = torch.zeros(*batch, k, dtype=torch.long).scatter_add_(-1, z.clamp(min=0), (z >= 0).long())
-    prices = shadow_prices(shortest_distances(exchange), loads, capacity)
-    return Matching(z.to(scores.device), exchange.to(scores.device), prices.to(scores.device))
+    prices = shadow_prices(torch.from_numpy(distances), torch.from_numpy(loads), slots)
+    return Matching(
+        torch.from_numpy(assignment).reshape(*batch, n).to(scores.device),
+        torch.from_numpy(costs).reshape(*batch, k, k).to(scores.device),
+        prices.reshape(*batch, k).to(scores.device),
+    )
 
 
 def _check_arguments(scores: torch.Tensor, capacity: int, mask: torch.Tensor | None) -> None:
@@ -105,7 +106,7 @@ def _too_many(shape: tuple[int, ...], capacity: int, present: str) -> str:
 
 
 def _raise_failure(status: np.ndarray, scores: torch.Tensor, capacity: int) -> None:
-    first = int(np.flatnonzero(status != OPTIMAL)[0])
+    first = int(np.flatnonzero(status)[0])
     batch = tuple(scores.shape[:-2])
     where = f" in batch element {tuple(int(i) for i in np.unravel_index(first, batch))}" if batch else ""
     shape = tuple(scores.shape)

@@ -5,7 +5,10 @@ of score 0 everywhere. At an optimal assignment no cycle is negative, and shorte
 prices (Ahuja, Magnanti & Orlin 1993, §9.2).
 """
 
+import numpy as np
 import torch
+
+from prob_moe.matching._distances import relax_all
 
 
 def exchange_costs(scores: torch.Tensor, assignment: torch.Tensor, capacity: int) -> torch.Tensor:
@@ -57,12 +60,10 @@ def shortest_distances(costs: torch.Tensor) -> torch.Tensor:
     """
     if costs.dim() < 2 or costs.shape[-1] != costs.shape[-2]:
         raise ValueError(f"costs must have shape (*batch, k, k), but has shape {tuple(costs.shape)}")
-    distances = costs.detach().double().clone()
-    distances.diagonal(dim1=-2, dim2=-1).zero_()
-    for j in range(costs.shape[-1]):
-        torch.minimum(distances, distances[..., :, j, None] + distances[..., None, j, :], out=distances)
-        distances.diagonal(dim1=-2, dim2=-1).zero_()
-    return distances
+    distances = costs.detach().to("cpu", torch.float64, copy=True, memory_format=torch.contiguous_format)
+    k = distances.shape[-1]
+    relax_all(distances.view(-1, k, k).numpy() if distances.numel() else np.empty((0, k, k)))
+    return distances.to(costs.device)
 
 
 def shadow_prices(distances: torch.Tensor, loads: torch.Tensor, capacity: int) -> torch.Tensor:

@@ -202,6 +202,11 @@ class LeavesTorch(IndependentRouting):
         return super().log_prob(torch.tensor(value.tolist(), device=self.logits.device))
 
 
+class SamplesOutsideTorch(IndependentRouting):
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        return torch.tensor(super().sample(sample_shape).tolist(), device=self.logits.device)
+
+
 class KnowsDrawsByIdentity(CapacitySkip):
     """The draw is looked up by `is`: neither Pyro's wrapped value nor a copy finds it."""
 

@@ -55,6 +55,11 @@ BROKEN = [
     (broken.ExpandsToTheSameShape, "expanded draws are independent", r"expand\(\[2, 3\]\) has batch_shape \(2, 1\)"),
     (broken.WeighsInDouble, "dtype and device are kept", "importance_weights has dtype torch.float64"),
     (broken.LeavesTheDevice, "dtype and device are kept", "with logits on cpu, mode is on device meta"),
+    (
+        broken.SamplesOutsideTorch,
+        "provenance is kept",
+        "that depend on a site 'earlier' give a draw that knows frozenset",
+    ),
     (broken.LeavesTorch, "provenance is kept", r"log_prob of site 'z' has lost its provenance"),
     (broken.KnowsDrawsByIdentity, "provenance is kept", "raised ValueError: not my draw"),
     (broken.KnowsDrawsByIdentity, "copies go on", "copy.deepcopy: ValueError: not my draw"),
