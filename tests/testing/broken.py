@@ -140,6 +140,11 @@ class DetachesLogProb(IndependentRouting):
         return super().log_prob(value).detach()
 
 
+class ScoresWithoutNormaliser(IndependentRouting):
+    def score_function(self, value: Tensor) -> Tensor:
+        return DetachesTheNormaliser(self.logits).log_prob(value)
+
+
 class LeavesOutWeights(CapacitySkip):
     def importance_weights(self, value: Tensor) -> Tensor:
         return (value >= 0).to(self.logits.dtype)

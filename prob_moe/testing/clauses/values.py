@@ -146,12 +146,7 @@ def mode(setting: Setting) -> str:
 def forbidden(setting: Setting) -> str:
     """A logit of minus infinity keeps an expert from being chosen."""
     for size in setting.sizes:
-        logits = setting.logits(size)
-        n, k, _ = size
-        # The assignment of datapoint i to expert i stays feasible.
-        for i in range(1, min(n, k)):
-            logits[i, (i + 1) % k] = -torch.inf
-        logits[0, 1:] = -torch.inf
+        logits, k = setting.constrained_logits(size), size.num_experts
         routing = setting.make(logits, capacity=size.capacity)
         value = routing.sample(torch.Size((1000,)))
         for what, assignment in (("draws", value), ("mode", routing.mode.unsqueeze(0))):
