@@ -74,7 +74,8 @@ def gradient_report(
         raise ValueError(f"num_samples must be at least 100 for standard errors to mean something, got {num_samples}")
     if replicas < 1:
         raise ValueError(f"replicas must be at least 1, got {replicas}")
-    with torch.random.fork_rng():
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         leaves = _leaves(model, guide, args, kwargs, parameters, replicas)
         expected = _exact_gradients(exact, leaves, args, kwargs, replicas)

@@ -14,7 +14,7 @@ from prob_moe.testing import check_assignment_distribution
 
 DISTRIBUTIONS = [IndependentRouting, CapacitySkip, GumbelMatching, DependentRounding]
 #: the relative error that log_prob claims for its numerical integral, where it is one
-LOG_PROB_TOLERANCE = {GumbelMatching: 0.02}
+LOG_PROB_TOLERANCE = {GumbelMatching: 0.005}
 
 
 def logits_of(*shape: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -30,12 +30,7 @@ def test_contract(distribution: type[AssignmentDistribution]) -> None:
     assert "padding takes no part" in report.passed
     assert ("capacity holds" in report.passed) == distribution.limited
     assert ("the enumeration is the support" in report.passed) == distribution.has_enumerate_support
-
-
-@pytest.mark.parametrize("distribution", [IndependentRouting, CapacitySkip])
-def test_exact_log_probs_are_checked(distribution: type[AssignmentDistribution]) -> None:
-    clauses = ["log_prob is normalised", "log_prob equals frequencies", "log_prob is differentiable"]
-    assert check_assignment_distribution(distribution, clauses=clauses).passed == clauses
+    assert ("log_prob equals frequencies" in report.passed) == (distribution is not DependentRounding)
 
 
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)

@@ -12,7 +12,6 @@ from tests.estimators.replicas import (
     compare,
     exact_balanced_gradient,
     exact_router_gradient,
-    model,
     problem,
     standard_errors_off,
     with_capacity,
@@ -73,7 +72,7 @@ def test_two_layers(elbo: type) -> None:
     def second(logits: torch.Tensor, z1: torch.Tensor) -> torch.Tensor:
         return logits.flip(-1) + torch.stack([z1 * change, 0 * z1], -1)
 
-    def two_layers(logits: torch.Tensor) -> None:
+    def model(logits: torch.Tensor) -> None:
         logits = pyro.param("logits", logits)
         with pyro.plate("replicas", len(logits), dim=-2):
             z1 = pyro.sample("z1", GumbelMatching(logits.unsqueeze(-3), capacity=2)).squeeze(-2)
@@ -91,11 +90,12 @@ def test_two_layers(elbo: type) -> None:
         objective = objective + first.log_prob(z1).exp() * value
     exact = torch.autograd.grad(objective, leaf)[0]
 
-    elbo().loss_and_grads(*balanced_objective(two_layers), phi.expand(5000, 4, 2).clone())
+    elbo().loss_and_grads(*balanced_objective(model), phi.expand(5000, 4, 2).clone())
     assert standard_errors_off(-pyro.param("logits").grad, exact) < 5
 
 
 def test_without_a_log_prob_the_error_names_what_works() -> None:
     logits, f = problem(4, 2)
+    assignment = with_capacity(DependentRounding, 2)
     with pytest.raises(NotImplementedError, match="TraceRouting_ELBO works without it"):
-        pyro.infer.Trace_ELBO().loss(*balanced_objective(model), logits, f, with_capacity(DependentRounding, 2))
+        compare(pyro.infer.Trace_ELBO(), balanced_objective, logits, f, assignment, exact=logits, replicas=100)

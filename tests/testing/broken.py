@@ -140,6 +140,11 @@ class DetachesLogProb(IndependentRouting):
         return super().log_prob(value).detach()
 
 
+class ScoresWithoutNormaliser(IndependentRouting):
+    def score_function(self, value: Tensor) -> Tensor:
+        return DetachesTheNormaliser(self.logits).log_prob(value)
+
+
 class LeavesOutWeights(CapacitySkip):
     def importance_weights(self, value: Tensor) -> Tensor:
         return (value >= 0).to(self.logits.dtype)
@@ -200,6 +205,11 @@ class LeavesTorch(IndependentRouting):
 
     def log_prob(self, value: Tensor) -> Tensor:
         return super().log_prob(torch.tensor(value.tolist(), device=self.logits.device))
+
+
+class SamplesOutsideTorch(IndependentRouting):
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        return torch.tensor(super().sample(sample_shape).tolist(), device=self.logits.device)
 
 
 class KnowsDrawsByIdentity(CapacitySkip):

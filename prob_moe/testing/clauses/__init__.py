@@ -19,6 +19,7 @@ CLAUSES: dict[str, Callable[[Setting], str]] = {
     "log_prob is normalised": law.normalised,
     "log_prob equals frequencies": law.frequencies,
     "log_prob is differentiable": law.differentiable,
+    "score_function scores the law": law.score,
     "weights are unbiased": weights.unbiased,
     "weights are 0 where dropped": weights.dropped,
     "weights carry no gradient": weights.without_gradient,

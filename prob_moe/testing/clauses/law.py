@@ -5,8 +5,8 @@ from torch import Tensor
 
 from prob_moe.distributions import AssignmentDistribution
 from prob_moe.distributions.support import router_choices
-from prob_moe.testing.clauses.setting import ClauseFailed, Setting, Size, expect, log_prob_of
-from prob_moe.testing.statistics import Deviation
+from prob_moe.testing.clauses.setting import ClauseFailed, ClauseSkipped, Setting, Size, expect, log_prob_of
+from prob_moe.testing.statistics import Deviation, deviation
 
 #: of a finite difference in float64
 STEP = 1e-5
@@ -64,10 +64,10 @@ def frequencies(setting: Setting) -> str:
         error = variance.sqrt() + setting.log_prob_tolerance * probability / setting.max_standard_errors
         off = Deviation(frequency.double(), probability.double(), error.double(), 0.0)
         distance, index = off.worst()
-        mean, deviation, expected = off.numbers(index)
+        mean, spread, expected = off.numbers(index)
         expect(
             distance < setting.max_standard_errors,
-            f"at {size}, {values[index].tolist()} is drawn with frequency {mean:.5f} ± {deviation:.5f}, log_prob says "
+            f"at {size}, {values[index].tolist()} is drawn with frequency {mean:.5f} ± {spread:.5f}, log_prob says "
             f"{expected:.5f}: {distance:.1f} standard errors off",
         )
         worst = max(worst, distance)
@@ -102,6 +102,42 @@ def differentiable(setting: Setting) -> str:
             )
             worst = max(worst, difference)
     return f"finite differences within {worst:.1e}"
+
+
+def score(setting: Setting) -> str:
+    """Over draws, the gradient of ``score_function`` times a payoff has the gradient of its expectation as its mean."""
+    worst = 0.0
+    for size in setting.enumerable_sizes:
+        logits = setting.logits(size).requires_grad_()
+        payoffs = torch.randn_like(logits)
+        many = logits.detach().expand(setting.num_samples, *logits.shape).clone().requires_grad_()
+        routing = setting.make(many, capacity=size.capacity)
+        value = routing.sample()
+        try:
+            surrogate = routing.score_function(value) * _payoff(payoffs, value)
+        except NotImplementedError as error:
+            raise ClauseSkipped(f"no score_function: {error}") from None
+        draws = torch.autograd.grad(surrogate.sum(), many)[0]
+        single = setting.make(logits, capacity=size.capacity)
+        values = all_values(single, size)
+        expectation = (log_prob_of(single, values).exp() * _payoff(payoffs, values)).sum()
+        exact = torch.autograd.grad(expectation, logits)[0]
+        off = deviation(draws, exact, least_error=setting.log_prob_tolerance)
+        distance, index = off.worst()
+        mean, spread, expected = off.numbers(index)
+        expect(
+            distance < setting.max_standard_errors,
+            f"at {size}, the score-function gradient of a random payoff in logit {index} is {mean:.4f} ± {spread:.4f}, "
+            f"enumeration gives {expected:.4f}: {distance:.1f} standard errors off",
+        )
+        worst = max(worst, distance)
+    return f"largest deviation {worst:.1f} standard errors"
+
+
+def _payoff(payoffs: Tensor, value: Tensor) -> Tensor:
+    """The sum over processed datapoints of a table (n, k), for values (*, n)."""
+    index = router_choices(value).unsqueeze(-1)
+    return (payoffs.expand(*value.shape, payoffs.shape[-1]).gather(-1, index).squeeze(-1) * (value >= 0)).sum(-1)
 
 
 def all_values(routing: AssignmentDistribution, size: Size) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import pyro
 import torch
 from pyro.infer.tracegraph_elbo import TrackNonReparam
-from pyro.ops.provenance import detach_provenance, get_provenance
+from pyro.ops.provenance import detach_provenance, get_provenance, track_provenance
 
 from prob_moe.testing.clauses.setting import ClauseFailed, ClauseSkipped, Setting, expect, expect_shape
 from prob_moe.testing.clauses.weights import expect_unbiased
@@ -33,7 +33,8 @@ def expansion(setting: Setting) -> str:
     expect_shape(f"importance_weights after expand([{count}])", size, weights, (count, size.num_datapoints))
     off = expect_unbiased(setting, f"{size}, expanded to {count}", value, weights, routing.logits)
     try:
-        difference = float((many.log_prob(value)[:100] - routing.log_prob(value[:100])).abs().max())
+        few = routing.expand(torch.Size((50,)))
+        difference = float((few.log_prob(value[:50]) - routing.log_prob(value[:50])).abs().max())
     except NotImplementedError:
         return f"largest deviation {off:.1f} standard errors"
     expect(
@@ -67,12 +68,18 @@ def dtype_and_device(setting: Setting) -> str:
 
 def provenance(setting: Setting) -> str:
     """
-    Under TraceGraph_ELBO, log-probabilities know which site they depend on, and weights find a wrapped value.
+    Under TraceGraph_ELBO, draws and log-probabilities know which sites they depend on, and weights find a wrapped
+    value.
 
     Lost provenance makes TraceGraph_ELBO leave out costs without a word. Whatever leaves torch loses it: numpy, numba,
     ``.item()``, in-place writes into a fresh tensor.
     """
-    routing = setting.routing(setting.sizes[0])
+    size = setting.sizes[0]
+    routing = setting.routing(size)
+    # In a second layer, the logits depend on the site of the first.
+    layered = setting.make(track_provenance(setting.logits(size), frozenset({"earlier"})), capacity=size.capacity)
+    kept_by_value = get_provenance(layered.sample())
+    expect("earlier" in kept_by_value, f"logits that depend on a site 'earlier' give a draw that knows {kept_by_value}")
     with pyro.poutine.block(), TrackNonReparam():
         value = pyro.poutine.trace(lambda: pyro.sample("z", routing)).get_trace().nodes["z"]["value"]
     functions = {"router_log_prob": routing.router_log_prob, "log_prob": routing.log_prob}

@@ -67,6 +67,15 @@ class Setting:
         shape = (*batch, size.num_datapoints, size.num_experts)
         return (1.5 * torch.randn(shape, generator=generator, dtype=torch.float64)).to(self.device)
 
+    def constrained_logits(self, size: Size) -> Tensor:
+        """The same, with experts forbidden to some datapoints; datapoint i may still go to expert i mod k."""
+        logits = self.logits(size)
+        n, k, _ = size
+        for i in range(1, min(n, k)):
+            logits[i, (i + 1) % k] = -torch.inf
+        logits[0, 1:] = -torch.inf
+        return logits
+
     def routing(self, size: Size, *batch: int) -> AssignmentDistribution:
         return self.make(self.logits(size, *batch), capacity=size.capacity)
 

@@ -44,15 +44,17 @@ def dropped(setting: Setting) -> str:
     """Weights are finite, never negative, and 0 where the datapoint was dropped."""
     num_dropped = 0
     for size in setting.sizes:
-        routing = setting.routing(size)
-        value = routing.sample(torch.Size((1000,)))
-        weights = routing.importance_weights(value)
-        expect(torch.isfinite(weights).all(), f"at {size}, a weight is {float(weights.abs().max())}")
-        expect((weights >= 0).all(), f"at {size}, a weight is {float(weights.min()):.4g}")
-        out = value < 0
-        num_dropped += int(out.sum())
-        heaviest = float(weights[out].max()) if out.any() else 0.0
-        expect(heaviest == 0, f"at {size}, a dropped datapoint has a weight of {heaviest:.4g}")
+        # Forbidden experts make those drop who otherwise need not.
+        for logits in (setting.logits(size), setting.constrained_logits(size)):
+            routing = setting.make(logits, capacity=size.capacity)
+            value = routing.sample(torch.Size((1000,)))
+            weights = routing.importance_weights(value)
+            expect(torch.isfinite(weights).all(), f"at {size}, a weight is {float(weights.abs().max())}")
+            expect((weights >= 0).all(), f"at {size}, a weight is {float(weights.min()):.4g}")
+            out = value < 0
+            num_dropped += int(out.sum())
+            heaviest = float(weights[out].max()) if out.any() else 0.0
+            expect(heaviest == 0, f"at {size}, a dropped datapoint has a weight of {heaviest:.4g}")
     return f"{num_dropped} dropped"
 
 
