@@ -12,7 +12,7 @@ test: $(READY)  ## Lint, types, and all tests with doctests.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 	$(BIN)/python -m pytest --nbmake notebooks
 
 bench: $(READY)  ## Speed as ratios to named peers, measured in one run.
@@ -27,6 +27,7 @@ format: $(READY)
 
 clean:
 	rm -rf .venv results dist
+	find prob_moe -name '*.nbi' -delete -o -name '*.nbc' -delete
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

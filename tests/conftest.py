@@ -1,12 +1,5 @@
-import os
-
 import pyro
 import pytest
-import torch
-
-if "PYTEST_XDIST_WORKER" in os.environ:
-    # The workers share the cores.
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
