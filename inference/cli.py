@@ -6,20 +6,15 @@ from typing import Annotated
 import pandas as pd
 import torch
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from inference.fit import NonFiniteLossError
+from inference.fit_command import fit
+from inference.progress import console, progress_bar
 from inference.study import ARMS, Settings, run_study, summary
 
 app = typer.Typer(no_args_is_help=True, help="Train and study mixtures of experts whose routing is a random variable.")
-console = Console()
-
-
-@app.callback()
-def main() -> None:
-    """Keeps the name of a sub-command even while there is only one."""
+app.command()(fit)
 
 
 @app.command()
@@ -54,7 +49,7 @@ def study(
             seed=seed,
         )
         out.mkdir(parents=True, exist_ok=True)
-        with _progress() as progress:
+        with progress_bar() as progress:
             task = progress.add_task("", total=len(ARMS) * settings.num_steps)
             data, results = run_study(settings, lambda arm: progress.update(task, advance=1, description=arm))
     except (ValueError, NonFiniteLossError, OSError) as error:
@@ -67,11 +62,6 @@ def study(
     plots.save(plots.fits(results, data, settings.break_at), out / "study_fits.png")
     console.print(_study_table(table, settings))
     console.print(f"written to {out}: study.csv, study_curves.csv, study_curves.png, study_fits.png")
-
-
-def _progress() -> Progress:
-    columns = (TextColumn("{task.description:28}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console)
 
 
 def _study_table(table: pd.DataFrame, settings: Settings) -> Table:

@@ -58,3 +58,20 @@ def steps(
                 good.copy_(parameter)
         optimizer.step()
         yield step, value.item()
+
+
+def minibatches(*tensors: Tensor, batch_size: int) -> Iterator[tuple[Tensor, ...]]:
+    """
+    Endless passes over the datapoints, each in a new random order; the last batch of a pass may be smaller.
+
+    :param tensors: (n, ...) each.
+
+    >>> batches = minibatches(torch.arange(5), batch_size=3)
+    >>> [len(next(batches)[0]) for _ in range(4)]
+    [3, 2, 3, 2]
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be a positive int, got {batch_size!r}")
+    while True:
+        for index in torch.randperm(len(tensors[0]), device=tensors[0].device).split(batch_size):
+            yield tuple(tensor[index] for tensor in tensors)

@@ -46,9 +46,9 @@ class GumbelMatching(AssignmentDistribution):
     .. math:: q(z_i = j \mid G_{-i}) = \mathrm{softmax}_j(\phi_{ij} - D_{j z_i}),
 
     where D are the shortest distances of the exchange graph, hence the weights :math:`w_i = p_{i z_i} / q(z_i \mid
-    G_{-i})`. They need the noise of the draw, which the distribution remembers for its last draw. The weights are unbiased
-    where every expert stays possible given the others (q > 0 where p > 0): always with finite logits; forbidden experts
-    can break it, where capacity leaves a datapoint no choice.
+    G_{-i})`. They need the noise of the draw, which the distribution remembers for its last draw. They are unbiased
+    where q > 0 wherever p > 0: always with finite logits. Forbidden experts (-inf) can leave no choice given
+    the others, and then the weights miss what its router would have liked.
 
     The assignment and its shadow prices v have a joint density in closed form (:meth:`joint_log_prob`); the likelihood
     of the assignment alone, :meth:`log_prob`, is its integral over the prices: exact at k = 2 (quadrature), otherwise a

@@ -1,0 +1,143 @@
+"""Ways to train by name: the procedure that assigns, the estimator of the gradient, its baseline."""
+
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer import Trace_ELBO
+from torch import Tensor, nn
+
+from prob_moe.distributions import (
+    AssignmentDistribution,
+    CapacitySkip,
+    DependentRounding,
+    GumbelMatching,
+    IndependentRouting,
+)
+from prob_moe.estimators import TraceRouting_ELBO, balanced_objective
+from prob_moe.estimators.baselines import DecayingAverage
+
+#: from a batch (x, y) to minus the objective, nats per datapoint
+BatchLoss = Callable[[Tensor, Tensor], Tensor]
+
+
+class Assignment(StrEnum):
+    """Names of the assignment distributions."""
+
+    INDEPENDENT = "independent"
+    SKIP = "skip"
+    GUMBEL_MATCHING = "gumbel-matching"
+    DEPENDENT_ROUNDING = "dependent-rounding"
+
+    @property
+    def distribution(self) -> type[AssignmentDistribution]:
+        return _DISTRIBUTIONS[self]
+
+
+_DISTRIBUTIONS: dict[Assignment, type[AssignmentDistribution]] = {
+    Assignment.INDEPENDENT: IndependentRouting,
+    Assignment.SKIP: CapacitySkip,
+    Assignment.GUMBEL_MATCHING: GumbelMatching,
+    Assignment.DEPENDENT_ROUNDING: DependentRounding,
+}
+
+
+class Estimator(StrEnum):
+    """
+    Weighted: the router objective, unbiased. Unweighted: its biased twin, every processed datapoint counts 1.
+    Balanced: the balanced objective, unbiased, through Pyro's own ELBO.
+    """
+
+    WEIGHTED = "weighted"
+    UNWEIGHTED = "unweighted"
+    BALANCED = "balanced"
+
+
+class Baseline(StrEnum):
+    """What is subtracted from the cost that multiplies the score."""
+
+    NONE = "none"
+    DECAYING = "decaying"
+    NEURAL = "neural"
+    LEAVE_ONE_OUT = "leave-one-out"
+
+    @property
+    def options(self) -> dict[str, Any] | None:
+        """``infer["baseline"]`` of an assignment site; the neural baseline is a module of the model instead."""
+        if self is Baseline.DECAYING:
+            return {"use_decaying_avg_baseline": True}
+        return {"use_leave_one_out_baseline": True} if self is Baseline.LEAVE_ONE_OUT else None
+
+
+def check_combination(estimator: Estimator, baseline: Baseline, num_particles: int) -> None:
+    """
+    :raises ValueError: if an estimator cannot use a baseline.
+    """
+    if num_particles < 1:
+        raise ValueError(f"num_particles must be a positive int, got {num_particles!r}")
+    if baseline is Baseline.LEAVE_ONE_OUT and num_particles < 2:
+        raise ValueError(f"the leave-one-out baseline compares particles: num_particles={num_particles} must be >= 2")
+    if estimator is Estimator.BALANCED and baseline in (Baseline.NEURAL, Baseline.LEAVE_ONE_OUT):
+        raise ValueError(
+            f"the balanced objective has one cost a batch, not one a datapoint: baseline {baseline} does not apply, "
+            "use none or decaying"
+        )
+
+
+def batch_loss(model: nn.Module, estimator: Estimator, baseline: Baseline, num_particles: int = 1) -> BatchLoss:
+    """
+    Minus the objective that an estimator targets, in nats per datapoint, with the estimator's gradient.
+
+    :param model: called with (x, y); its assignment sites carry the baseline's options.
+    :raises ValueError: see :func:`check_combination`.
+    """
+    check_combination(estimator, baseline, num_particles)
+    if estimator is Estimator.BALANCED:
+        return BalancedLoss(model, decaying_baseline=baseline is Baseline.DECAYING, num_particles=num_particles)
+    elbo = TraceRouting_ELBO(
+        weighted=estimator is Estimator.WEIGHTED,
+        num_particles=num_particles,
+        # A network predicts for one particle: in a second layer its input differs between them.
+        vectorize_particles=num_particles > 1 and baseline is not Baseline.NEURAL,
+        max_plate_nesting=1,
+    )
+    return lambda x, y: elbo.differentiable_loss(model, _no_guide, x, y) / len(y)
+
+
+class BalancedLoss:
+    r"""
+    Minus the balanced objective per datapoint, through Pyro's :class:`~pyro.infer.Trace_ELBO`.
+
+    The whole batch is one cost, so a baseline is one number: a constant factor :math:`e^{-nb}` in the model, which
+    shifts the cost and leaves the expected gradient as it is. b is the mean cost per datapoint of earlier steps.
+
+    :param decaying_baseline: whether to have it.
+    :param beta: decay of that mean.
+    """
+
+    def __init__(
+        self, model: nn.Module, *, decaying_baseline: bool = False, num_particles: int = 1, beta: float = 0.9
+    ) -> None:
+        self.model = model
+        self.decaying_baseline = decaying_baseline
+        self.beta = beta
+        self.elbo = Trace_ELBO(num_particles=num_particles)
+        self._mean_cost = DecayingAverage(torch.zeros(()))
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        n = len(y)
+        shift = n * self._mean_cost.value(self.beta) if self.decaying_baseline else torch.zeros(())
+
+        def shifted(x: Tensor, y: Tensor) -> None:
+            self.model(x, y)
+            pyro.factor("baseline", -shift.to(x))
+
+        loss = (self.elbo.differentiable_loss(*balanced_objective(shifted), x, y) - shift.to(x)) / n
+        self._mean_cost.update(-loss.detach(), self.beta)
+        return loss
+
+
+def _no_guide(x: Tensor, y: Tensor) -> None:
+    """All latent sites are assignments, which the model draws."""

@@ -1,0 +1,22 @@
+"""The progress bar that all programs share."""
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+
+console = Console()
+
+
+def progress_bar(details: str | None = None, description_width: int = 28) -> Progress:
+    """
+    :param details: what stands beside a short bar instead of the count of steps, in rich's format with the task's
+        fields: ``"{task.fields[loss]}"``.
+    :param description_width: in characters.
+    """
+    beside: ProgressColumn = MofNCompleteColumn() if details is None else TextColumn(details)
+    return Progress(
+        TextColumn(f"{{task.description:{description_width}}}"),
+        BarColumn(bar_width=40 if details is None else 8),
+        beside,
+        TimeRemainingColumn(),
+        console=console,
+    )

@@ -1,0 +1,200 @@
+"""What a router can do wrong, in numbers: load, drops, use of experts, weights."""
+
+from typing import NamedTuple
+
+import torch
+from pyro.ops.provenance import detach_provenance
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from prob_moe.distributions import AssignmentDistribution
+from prob_moe.estimators import ScoreOnly
+from prob_moe.estimators.sites import Site
+
+# All functions are plain tensor expressions: batched over leading dimensions, without waiting for the device. Where
+# there is nothing to count (no datapoint, or all of it padding), ratios are 0 instead of NaN.
+
+
+def max_mean_load(loads: Tensor) -> Tensor:
+    r"""
+    Load of the fullest expert relative to balance, :math:`k \max_j n_j / \sum_j n_j`: 1 when balanced, k at collapse.
+
+    :param loads: processed datapoints per expert, (*, k).
+    :returns: (*), 0 where nothing was processed.
+
+    >>> max_mean_load(torch.tensor([2, 6]))
+    tensor(1.5000)
+    """
+    loads = _floating(loads)
+    return loads.shape[-1] * loads.amax(-1) / loads.sum(-1).clamp(min=1)
+
+
+def dead_experts(loads: Tensor) -> Tensor:
+    """
+    How many experts processed no datapoint.
+
+    :param loads: processed datapoints per expert, (*, k).
+    :returns: long (*).
+    """
+    return (loads == 0).sum(-1)
+
+
+def usage_perplexity(loads: Tensor) -> Tensor:
+    r"""
+    Number of experts in effective use, :math:`\exp H(n_j / \sum_j n_j)`: k when balanced, 1 at collapse.
+
+    :param loads: processed datapoints per expert, (*, k). Sum or average them over batches first for the use over all.
+    :returns: (*), in [1, k].
+
+    >>> usage_perplexity(torch.tensor([[5, 5, 0], [3, 0, 0]]))
+    tensor([2., 1.])
+    """
+    loads = _floating(loads)
+    shares = loads / loads.sum(-1, keepdim=True).clamp(min=1)
+    return torch.special.entr(shares).sum(-1).exp()
+
+
+def drop_rate(value: Tensor, mask: Tensor | None = None) -> Tensor:
+    """
+    Share of the datapoints that no expert processes.
+
+    :param value: an assignment, long (*, n); negative entries are dropped.
+    :param mask: bool, broadcastable to (*, n); False marks padding, which is not counted.
+    :returns: (*), in [0, 1].
+
+    >>> drop_rate(torch.tensor([0, 1, ~0, -1]), torch.tensor([True, True, True, False]))
+    tensor(0.3333)
+    """
+    present = _present(value, mask)
+    return ((value < 0) & present).sum(-1) / present.sum(-1).clamp(min=1)
+
+
+def effective_sample_size(weights: Tensor, mask: Tensor | None = None) -> Tensor:
+    r"""
+    Effective sample size of importance weights per datapoint (Kong, 1992), :math:`(\sum_i w_i)^2 / (n \sum_i w_i^2)`:
+    1 for equal weights, 1/n where one datapoint has it all. Dropped datapoints count in n, with weight 0.
+
+    :param weights: (*, n).
+    :param mask: bool, broadcastable to (*, n); False marks padding, which is not counted.
+    :returns: (*), in [0, 1].
+
+    >>> effective_sample_size(torch.tensor([2.0, 2.0, 0.0, 0.0]))
+    tensor(0.5000)
+    """
+    present = _present(weights, mask)
+    weights = weights.masked_fill(~present, 0.0)
+    n = present.sum(-1).clamp(min=1)
+    # In units of the largest weight, so that no square overflows.
+    largest = weights.amax(-1, keepdim=True) if weights.shape[-1] else weights.new_ones(*weights.shape[:-1], 1)
+    weights = weights / torch.where(largest > 0, largest, torch.ones_like(largest))
+    squares = weights.square().sum(-1)
+    return weights.sum(-1).square() / (n * torch.where(squares > 0, squares, torch.ones_like(squares)))
+
+
+def router_entropy(logits: Tensor, mask: Tensor | None = None) -> Tensor:
+    r"""
+    Mean entropy of the router's distributions, :math:`\frac{1}{n} \sum_i H(p_i)`: 0 when sure, log k when indifferent.
+
+    :param logits: (*, n, k).
+    :param mask: bool, broadcastable to (*, n); False marks padding, which is not counted.
+    :returns: nats, (*).
+    """
+    entropy = torch.special.entr(logits.softmax(-1)).sum(-1)
+    present = _present(entropy, mask)
+    return entropy.masked_fill(~present, 0.0).sum(-1) / present.sum(-1).clamp(min=1)
+
+
+class RoutingDiagnostics(NamedTuple):
+    """Diagnostics of one assignment, a tensor (*) each."""
+
+    max_mean_load: Tensor  #: :func:`max_mean_load`
+    dead_experts: Tensor  #: :func:`dead_experts`
+    usage_perplexity: Tensor  #: :func:`usage_perplexity`
+    drop_rate: Tensor  #: :func:`drop_rate`
+    weight_ess: Tensor  #: :func:`effective_sample_size` of the importance weights, a share of n
+    router_entropy: Tensor  #: :func:`router_entropy`, nats
+
+
+@torch.no_grad()
+def routing_diagnostics(distribution: AssignmentDistribution, value: Tensor) -> RoutingDiagnostics:
+    """
+    All diagnostics of a draw.
+
+    Nothing here waits for the device; the weights are the distribution's own, and some of those do.
+
+    :param distribution: the distribution, whose padding mask is respected.
+    :param value: a draw from it, long (*sample, *batch, n). Its ``mode`` need not have weights: use the single
+        functions on that.
+    :raises ValueError: if the value does not fit, or its weights need the noise of another draw.
+
+    >>> from prob_moe.distributions import IndependentRouting
+    >>> routing = IndependentRouting(torch.zeros(4, 2))
+    >>> routing_diagnostics(routing, torch.tensor([0, 0, 0, 1])).max_mean_load
+    tensor(1.5000)
+    """
+    value = detach_provenance(value)
+    if value.dtype != torch.long or value.shape[-1:] != distribution.event_shape:
+        raise ValueError(
+            f"value must be a long tensor (*, n = {distribution.num_datapoints}), got {value.dtype} of shape "
+            f"{tuple(value.shape)}; pass what {type(distribution).__name__} has drawn"
+        )
+    loads = distribution.loads(value)
+    mask = distribution.mask
+    entropy = router_entropy(distribution.logits, mask)
+    return RoutingDiagnostics(
+        max_mean_load=max_mean_load(loads),
+        dead_experts=dead_experts(loads),
+        usage_perplexity=usage_perplexity(loads),
+        drop_rate=drop_rate(value, mask),
+        weight_ess=effective_sample_size(distribution.importance_weights(value), mask),
+        router_entropy=entropy.expand(torch.broadcast_shapes(entropy.shape, value.shape[:-1])),
+    )
+
+
+class RoutingRecorder(Messenger):
+    """
+    Keeps what a model draws at its assignment sites, so that a training step can be looked at afterwards.
+
+    As a context around a step it sees the first draw of every site, whichever ELBO runs the model.
+
+    >>> import pyro
+    >>> from prob_moe.distributions import CapacitySkip
+    >>> with RoutingRecorder() as recorder:
+    ...     _ = pyro.sample("z", CapacitySkip(torch.zeros(6, 2), capacity=3))
+    >>> recorder.diagnostics()["z"].dead_experts
+    tensor(0)
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.draws: dict[str, tuple[AssignmentDistribution, Tensor]] = {}
+
+    def __enter__(self) -> "RoutingRecorder":
+        self.draws = {}
+        return super().__enter__()
+
+    def diagnostics(self) -> dict[str, RoutingDiagnostics]:
+        """:returns: the diagnostics of the recorded draws by site."""
+        return {name: routing_diagnostics(*draw) for name, draw in self.draws.items()}
+
+    def _pyro_post_sample(self, msg: Site) -> None:
+        procedure = msg["fn"].procedure if isinstance(msg["fn"], ScoreOnly) else msg["fn"]
+        # A later one is a replay of the first, or another particle.
+        if isinstance(procedure, AssignmentDistribution) and not msg["is_observed"] and msg["name"] not in self.draws:
+            self.draws[msg["name"]] = procedure, detach_provenance(msg["value"])
+
+
+def _floating(counts: Tensor) -> Tensor:
+    return counts if counts.is_floating_point() else counts.to(torch.get_default_dtype())
+
+
+def _present(like: Tensor, mask: Tensor | None) -> Tensor:
+    """Which datapoints are not padding, bool of the shape of ``like`` (*, n)."""
+    if mask is None:
+        return torch.ones_like(like, dtype=torch.bool)
+    if mask.dtype != torch.bool:
+        raise ValueError(f"mask must be a bool tensor, got {mask.dtype}; use mask.bool()")
+    try:
+        return mask.expand(like.shape)
+    except RuntimeError:
+        raise ValueError(f"mask of shape {tuple(mask.shape)} does not broadcast to {tuple(like.shape)}") from None

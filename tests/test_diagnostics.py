@@ -1,0 +1,156 @@
+"""Diagnostics against plain loops and closed cases; what a recorder sees of a training step."""
+
+import math
+
+import pyro
+import pytest
+import torch
+from pyro.infer import Trace_ELBO, TraceGraph_ELBO
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from prob_moe.diagnostics import (
+    RoutingRecorder,
+    dead_experts,
+    drop_rate,
+    effective_sample_size,
+    max_mean_load,
+    router_entropy,
+    routing_diagnostics,
+    usage_perplexity,
+)
+from prob_moe.distributions import CapacitySkip, DependentRounding, GumbelMatching, IndependentRouting
+from prob_moe.estimators import TraceRouting_ELBO, balanced_objective
+from prob_moe.experts import BatchedExperts
+from prob_moe.mixture import MixtureOfExperts
+
+PROCEDURES = [IndependentRouting, CapacitySkip, GumbelMatching, DependentRounding]
+
+
+def by_loops(logits: Tensor, value: Tensor, weights: Tensor, mask: Tensor) -> list[float]:
+    """All diagnostics of one batch, (n, k) and (n,), in the order of the tuple."""
+    n, k = logits.shape
+    present = [i for i in range(n) if mask[i]]
+    loads = [sum(1 for i in present if value[i] == j) for j in range(k)]
+    shares = [load / sum(loads) for load in loads]
+    entropies = []
+    for i in present:
+        odds = [math.exp(phi) for phi in logits[i].tolist()]
+        entropies.append(-sum(o / sum(odds) * math.log(o / sum(odds)) for o in odds if o))
+    w = [float(weights[i]) for i in present]
+    return [
+        max(loads) / (sum(loads) / k),
+        sum(load == 0 for load in loads),
+        math.exp(-sum(s * math.log(s) for s in shares if s)),
+        sum(1 for i in present if value[i] < 0) / len(present),
+        sum(w) ** 2 / (len(w) * sum(v * v for v in w)),
+        sum(entropies) / len(entropies),
+    ]
+
+
+@pytest.mark.parametrize("procedure", PROCEDURES)
+@pytest.mark.parametrize("masked", [False, True])
+def test_all_of_a_draw_against_loops(procedure: type, masked: bool) -> None:
+    logits = 2 * torch.randn(3, 9, 4, dtype=torch.float64)
+    logits[0, 2, 1] = -torch.inf
+    mask = torch.rand(3, 9) < 0.7 if masked else torch.ones(3, 9, dtype=torch.bool)
+    routing = procedure(logits, capacity=3, **({"mask": mask} if masked else {}))
+    value = routing.sample((2,))
+    weights = routing.importance_weights(value)
+    diagnostics = routing_diagnostics(routing, value)
+    for s in range(2):
+        for b in range(3):
+            expected = by_loops(logits[b], value[s, b], weights[s, b], mask[b])
+            assert [float(tensor[s, b]) for tensor in diagnostics] == pytest.approx(expected, rel=1e-5)
+
+
+def test_closed_cases() -> None:
+    balanced, collapsed = torch.tensor([3, 3, 3, 3]), torch.tensor([0, 12, 0, 0])
+    loads = torch.stack([balanced, collapsed])
+    assert max_mean_load(loads).tolist() == [1, 4]
+    assert dead_experts(loads).tolist() == [0, 3]
+    torch.testing.assert_close(usage_perplexity(loads), torch.tensor([4.0, 1.0]))
+    assert effective_sample_size(torch.tensor([[3.0, 3, 3, 3], [0, 7, 0, 0]])).tolist() == [1, 0.25]
+    torch.testing.assert_close(
+        router_entropy(torch.tensor([[[0.0, 0, 0]], [[0, -torch.inf, -torch.inf]]])), torch.tensor([math.log(3), 0])
+    )
+    assert drop_rate(torch.tensor([[0, 1], [~0, 1], [~0, ~1]])).tolist() == [0, 0.5, 1]
+
+
+def test_huge_weights_do_not_overflow() -> None:
+    weights = torch.tensor([1e30, 1e30, 0, 0])
+    assert effective_sample_size(weights) == 0.5
+
+
+def test_nothing_to_count_is_no_nan() -> None:
+    mask = torch.zeros(5, dtype=torch.bool)
+    routing = CapacitySkip(torch.full((5, 3), torch.nan), capacity=1, mask=mask)
+    assert [float(tensor) for tensor in routing_diagnostics(routing, routing.sample())] == [0, 3, 1, 0, 0, 0]
+    empty = IndependentRouting(torch.zeros(0, 3))
+    assert [float(tensor) for tensor in routing_diagnostics(empty, empty.sample())] == [0, 3, 1, 0, 0, 0]
+    assert effective_sample_size(torch.zeros(4)) == 0
+
+
+def test_nothing_waits_for_the_device() -> None:
+    """Fake tensors have no values: whatever would look at one raises."""
+    with FakeTensorMode():
+        loads, value, mask = torch.ones(2, 4).long(), torch.zeros(2, 9).long(), torch.ones(2, 9).bool()
+        for tensor in (
+            max_mean_load(loads),
+            dead_experts(loads),
+            usage_perplexity(loads),
+            drop_rate(value, mask),
+            effective_sample_size(torch.rand(2, 9), mask),
+            router_entropy(torch.rand(2, 9, 4), mask),
+            *routing_diagnostics(IndependentRouting(torch.rand(2, 9, 4), validate_args=False), value),
+        ):
+            assert tensor.shape == (2,)
+        with pytest.raises(RuntimeError):
+            float(drop_rate(value, mask)[0])
+
+
+@pytest.mark.parametrize("kind", ["router objective", "particles", "balanced", "balanced, graph"])
+def test_recorder_sees_the_draws_of_a_step(kind: str) -> None:
+    mixture = MixtureOfExperts(
+        nn.Linear(2, 3),
+        BatchedExperts(3, 2, None, 1),
+        lambda out: pyro.distributions.Normal(out.squeeze(-1), 1.0),
+        assignment=CapacitySkip,
+        capacity_factor=1.0,
+    )
+    x, y = torch.randn(8, 2), torch.randn(8)
+    recorder = RoutingRecorder()
+    drawn = []
+    for _ in range(3):
+        with recorder:
+            if kind.startswith("balanced"):
+                elbo = TraceGraph_ELBO() if kind.endswith("graph") else Trace_ELBO()
+                elbo.loss_and_grads(*balanced_objective(mixture), x, y)
+            else:
+                particles = {"num_particles": 2, "vectorize_particles": True} if kind == "particles" else {}
+                elbo = TraceRouting_ELBO(max_plate_nesting=1, **particles)
+                elbo.loss_and_grads(mixture, lambda x, y: None, x, y)
+        _, value = recorder.draws["assignment"]
+        drawn.append(value)
+        diagnostics = recorder.diagnostics()["assignment"]
+        assert diagnostics.drop_rate.shape == ((2, 1) if kind == "particles" else ())
+        torch.testing.assert_close(diagnostics.drop_rate, (value < 0).float().mean(-1))
+    assert len({str(value.tolist()) for value in drawn}) > 1
+
+
+def test_recorder_leaves_observed_assignments_out() -> None:
+    with RoutingRecorder() as recorder:
+        pyro.sample("z", IndependentRouting(torch.zeros(3, 2)), obs=torch.tensor([0, 1, 0]))
+    assert recorder.draws == {}
+
+
+def test_bad_arguments() -> None:
+    routing = GumbelMatching(torch.zeros(4, 2), capacity=2)
+    with pytest.raises(ValueError, match=r"value must be a long tensor \(\*, n = 4\), got torch.int64 of shape \(3,\)"):
+        routing_diagnostics(routing, torch.tensor([0, 1, 0]))
+    with pytest.raises(ValueError, match="is not the last draw"):
+        routing_diagnostics(routing, torch.tensor([0, 1, 0, 1]))
+    with pytest.raises(ValueError, match=r"mask must be a bool tensor, got torch.float32"):
+        drop_rate(torch.tensor([0, 1]), torch.ones(2))
+    with pytest.raises(ValueError, match=r"mask of shape \(3,\) does not broadcast to \(2,\)"):
+        drop_rate(torch.tensor([0, 1]), torch.ones(3).bool())
