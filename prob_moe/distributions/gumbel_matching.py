@@ -14,7 +14,6 @@ from prob_moe.matching import (
     Matching,
     matching_log_prob,
     price_log_density,
-    shortest_distances,
     solve_assignment,
 )
 
@@ -112,7 +111,7 @@ class GumbelMatching(AssignmentDistribution):
         :raises ValueError: if ``value`` is not this object's last draw.
         """
         _, scores, matching = self._draw_of(value)
-        return MatchingDraw(scores, matching.prices, shortest_distances(matching.exchange_costs))
+        return MatchingDraw(scores, matching.prices, matching.distances)
 
     def conditional_logits(self, value: Tensor) -> Tensor:
         r"""
@@ -121,9 +120,8 @@ class GumbelMatching(AssignmentDistribution):
         :raises ValueError: if ``value`` is not this object's last draw.
         """
         _, _, matching = self._draw_of(value)
-        distances = shortest_distances(matching.exchange_costs)
         index = detach_provenance(value).clamp(min=0).unsqueeze(-1).expand(*value.shape, self.num_experts)
-        to_own = distances.to(self.logits.dtype).mT.gather(-2, index)
+        to_own = matching.distances.to(self.logits.dtype).mT.gather(-2, index)
         return self.logits - to_own
 
     def importance_weights(self, value: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""All-pairs shortest paths of dense graphs, by Floyd and Warshall."""
+"""All-pairs shortest paths of dense graphs, by Floyd and Warshall, and the prices that they give."""
 
 import numpy as np
 from numba import njit
@@ -26,3 +26,28 @@ def relax_all(distances: np.ndarray) -> None:
     """``relax`` for every graph of a batch (b, k, k)."""
     for graph in distances:
         relax(graph)
+
+
+@njit(cache=True, nogil=True)
+def price(distances: np.ndarray, loads: np.ndarray, capacity: int, prices: np.ndarray) -> None:
+    """Write into ``prices`` (k,) the distance of each expert to its nearest free slot, or else to its root."""
+    k = loads.size
+    for a in range(k):
+        nearest = np.inf
+        for b in range(k):
+            if loads[b] < capacity:
+                nearest = min(nearest, distances[a, b])
+        if nearest == np.inf:
+            # The root is the first expert with which exchange is possible both ways; at the latest, a itself.
+            root = 0
+            while distances[a, root] == np.inf or distances[root, a] == np.inf:
+                root += 1
+            nearest = distances[a, root]
+        prices[a] = nearest
+
+
+@njit(cache=True, nogil=True)
+def price_all(distances: np.ndarray, loads: np.ndarray, capacity: int, prices: np.ndarray) -> None:
+    """``price`` for every graph of a batch (b, k, k)."""
+    for graph in range(len(distances)):
+        price(distances[graph], loads[graph], capacity, prices[graph])

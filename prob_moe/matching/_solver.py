@@ -4,7 +4,7 @@ import numpy as np
 from numba import njit, prange
 
 from prob_moe.matching._augment import augment, build_exchange
-from prob_moe.matching._distances import relax
+from prob_moe.matching._distances import price, relax
 from prob_moe.matching._start import start
 
 OPTIMAL, NOT_A_NUMBER, TOO_MANY, INFEASIBLE = 0, 1, 2, 3
@@ -39,17 +39,16 @@ def solve_one(
     assignment: np.ndarray,
     costs: np.ndarray,
     distances: np.ndarray,
-    loads: np.ndarray,
+    prices: np.ndarray,
 ) -> int:
     """Solve ``scores`` (n, k) and write all that follows from its optimum; return a status.
 
     :param assignment: (n,) out; :param costs: (k, k) out, exchange costs; :param distances: (k, k) out, their shortest
-        paths; :param loads: (k,) out.
+        paths; :param prices: (k,) out, shadow prices.
     """
     n, k = scores.shape
     rows = _present_rows(mask, n)
     assignment[:] = -1
-    loads[:] = 0
     if _invalid(scores, rows):
         return NOT_A_NUMBER
     if rows.size > k * capacity:
@@ -57,12 +56,13 @@ def solve_one(
     edges = np.full((k + 1, k + 1), np.inf)
     movers = np.full((k + 1, k + 1), -1)
     if rows.size > 0:
-        prices = np.empty(k)
-        if not start(scores, rows, capacity, assignment, prices):
+        potentials = np.empty(k)
+        if not start(scores, rows, capacity, assignment, potentials):
             return INFEASIBLE
         build_exchange(scores, rows, assignment, edges, movers)
-        if not augment(scores, rows, assignment, capacity, prices, edges, movers):
+        if not augment(scores, rows, assignment, capacity, potentials, edges, movers):
             return INFEASIBLE
+    loads = np.zeros(k, np.int64)
     for i in rows:
         loads[assignment[i]] += 1
     for a in range(k):
@@ -71,6 +71,7 @@ def solve_one(
         costs[a, a] = 0.0
     distances[:] = costs
     relax(distances)
+    price(distances, loads, capacity, prices)
     return OPTIMAL
 
 
@@ -82,10 +83,10 @@ def solve_many(
     assignment: np.ndarray,
     costs: np.ndarray,
     distances: np.ndarray,
-    loads: np.ndarray,
+    prices: np.ndarray,
     status: np.ndarray,
 ) -> None:
     """``solve_one`` for every problem of a batch (b, n, k), spread over the threads of numba."""
     for p in prange(scores.shape[0]):
         present = mask[p] if mask.shape[0] > 0 else np.empty(0, np.bool_)
-        status[p] = solve_one(scores[p], present, capacity, assignment[p], costs[p], distances[p], loads[p])
+        status[p] = solve_one(scores[p], present, capacity, assignment[p], costs[p], distances[p], prices[p])

@@ -6,7 +6,6 @@ import numpy as np
 import torch
 
 from prob_moe.matching._solver import INFEASIBLE, NOT_A_NUMBER, TOO_MANY, solve_many, solve_one
-from prob_moe.matching.exchange import shadow_prices
 
 
 class Matching(NamedTuple):
@@ -14,11 +13,13 @@ class Matching(NamedTuple):
 
     :ivar assignment: (\*batch, n) long, the expert of each datapoint; -1 where it was masked out.
     :ivar exchange_costs: (\*batch, k, k) float64, see :func:`~prob_moe.matching.exchange_costs`.
+    :ivar distances: (\*batch, k, k) float64, see :func:`~prob_moe.matching.shortest_distances`.
     :ivar prices: (\*batch, k) float64, see :func:`~prob_moe.matching.shadow_prices`.
     """
 
     assignment: torch.Tensor
     exchange_costs: torch.Tensor
+    distances: torch.Tensor
     prices: torch.Tensor
 
 
@@ -55,20 +56,20 @@ def solve_assignment(scores: torch.Tensor, capacity: int, *, mask: torch.Tensor 
         present = mask.detach().to("cpu").expand(*batch, n).reshape(size, n).contiguous().numpy()
     assignment = np.empty((size, n), np.int64)
     costs, distances = np.empty((size, k, k)), np.empty((size, k, k))
-    loads, status = np.empty((size, k), np.int64), np.empty(size, np.int64)
+    prices, status = np.empty((size, k)), np.empty(size, np.int64)
     slots = min(int(capacity), n + 1)  # no expert holds more than n rows: beyond, capacity only means a free slot
     if size == 1:  # a single problem needs no thread pool
         one = np.empty(0, np.bool_) if mask is None else present[0]
-        status[0] = solve_one(flat[0], one, slots, assignment[0], costs[0], distances[0], loads[0])
+        status[0] = solve_one(flat[0], one, slots, assignment[0], costs[0], distances[0], prices[0])
     elif size > 1:
-        solve_many(flat, present, slots, assignment, costs, distances, loads, status)
+        solve_many(flat, present, slots, assignment, costs, distances, prices, status)
     if status.any():
         _raise_failure(status, scores, capacity)
-    prices = shadow_prices(torch.from_numpy(distances), torch.from_numpy(loads), slots)
     return Matching(
         torch.from_numpy(assignment).reshape(*batch, n).to(scores.device),
         torch.from_numpy(costs).reshape(*batch, k, k).to(scores.device),
-        prices.reshape(*batch, k).to(scores.device),
+        torch.from_numpy(distances).reshape(*batch, k, k).to(scores.device),
+        torch.from_numpy(prices).reshape(*batch, k).to(scores.device),
     )
 
 

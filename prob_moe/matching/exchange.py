@@ -8,7 +8,7 @@ prices (Ahuja, Magnanti & Orlin 1993, §9.2).
 import numpy as np
 import torch
 
-from prob_moe.matching._distances import relax_all
+from prob_moe.matching._distances import price_all, relax_all
 
 
 def exchange_costs(scores: torch.Tensor, assignment: torch.Tensor, capacity: int) -> torch.Tensor:
@@ -90,10 +90,8 @@ def shadow_prices(distances: torch.Tensor, loads: torch.Tensor, capacity: int) -
             f"loads must have the shape of distances without its last dimension, {tuple(distances.shape[:-1])}, "
             f"but has shape {tuple(loads.shape)}"
         )
-    distances = distances.double()
-    free = (loads < capacity).unsqueeze(-2)
-    to_free = distances.masked_fill(~free, torch.inf).amin(-1)
-    group = torch.isfinite(distances) & torch.isfinite(distances.mT)
-    root = group.long().argmax(-1, keepdim=True)
-    to_root = distances.gather(-1, root).squeeze(-1)
-    return torch.where(torch.isfinite(to_free), to_free, to_root)
+    k = distances.shape[-1]
+    graphs = distances.detach().to("cpu", torch.float64).reshape(-1, k, k).contiguous().numpy()
+    prices = torch.empty(loads.shape, dtype=torch.float64)
+    price_all(graphs, loads.detach().cpu().reshape(-1, k).contiguous().numpy(), capacity, prices.view(-1, k).numpy())
+    return prices.to(distances.device)
