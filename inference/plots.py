@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from inference.study import ArmResult
 from models.piecewise import PiecewiseData, piecewise_mean, piecewise_nll
@@ -54,20 +55,26 @@ def fits(results: list[ArmResult], data: PiecewiseData, break_at: float) -> Figu
         axis.tick_params(labelbottom=True)
     for axis in axes[:, 0]:
         axis.set_ylabel("y")
+    handles = [
+        Line2D([], [], linestyle="", marker="o", color="0.6", label="data of the first seed"),
+        Line2D([], [], linestyle="--", color="black", label="true means"),
+        *(Line2D([], [], linewidth=4, color=f"C{j}", label=f"expert {j} (width: router probability)") for j in (0, 1)),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
     return figure
 
 
 def _fit(axis: Axes, result: ArmResult, data: PiecewiseData, break_at: float) -> None:
-    axis.scatter(data.x[0, :, 0], data.y[0], s=6, color="0.6", label="data")
+    axis.scatter(data.x[0, :, 0], data.y[0], s=6, color="0.6")
     grid = torch.linspace(0, 1, 200)
-    axis.plot(grid, piecewise_mean(grid, break_at), color="black", linewidth=0.8, linestyle="--", label="truth")
+    axis.plot(grid, piecewise_mean(grid, break_at), color="black", linewidth=0.8, linestyle="--")
     with torch.no_grad():
         x = grid[:, None].expand(data.x.shape[0], -1, -1)
         lines = result.mixture.experts.dense(x)[0, :, :, 0]
         p = result.mixture.router(x).softmax(-1)[0]
     for j in range(lines.shape[-1]):
         # Where the router never goes, an expert's line means nothing: it fades.
-        axis.scatter(grid, lines[:, j], s=9 * np.asarray(p[:, j]), color=f"C{j}", label=f"expert {j}")
+        axis.scatter(grid, lines[:, j], s=9 * np.asarray(p[:, j]), color=f"C{j}")
     axis.set(ylim=(-0.8, 1.6))
     axis.set_title(f"{result.arm.name}\n{int(result.solved.sum())} of {len(result.solved)} seeds solved", fontsize=9)
 
