@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from prob_moe.distributions import AssignmentDistribution
 from prob_moe.experts import BatchedExperts
-from prob_moe.mixture import MixtureOfExperts
+from prob_moe.mixture import MixtureOfExperts, baseline_infer, outside_plate
 
 
 class StackedMixture(PyroModule):
@@ -59,9 +59,8 @@ class StackedMixture(PyroModule):
         :returns: the observations.
         """
         routing = self.routing(x)
-        z = pyro.sample("first", routing, infer=self._infer(x))
-        # Vectorised particles stand left of the dimension that the site leaves to the data plate.
-        hidden, present = self._first_layer(x, z.squeeze(-2) if z.dim() > 1 else z, routing)
+        z = pyro.sample("first", routing, infer=baseline_infer(self.baseline, x))
+        hidden, present = self._first_layer(x, outside_plate(z), routing)
         return self.second(hidden, y, present)
 
     def routing(self, x: Tensor) -> AssignmentDistribution:
@@ -73,13 +72,6 @@ class StackedMixture(PyroModule):
         capacity = routing.capacity if routing.limited else x.shape[-2]
         hidden = self.experts(x.expand(z.shape + x.shape[-1:]), z, capacity=capacity)
         return hidden, z >= 0 if routing.drops else None
-
-    def _infer(self, x: Tensor) -> dict[str, Any]:
-        if self.baseline is None:
-            return {}
-        if isinstance(self.baseline, dict):
-            return {"baseline": self.baseline}
-        return {"baseline": {"nn_baseline": self.baseline, "nn_baseline_input": x}}
 
     # The model with routing summed out -------------------------------------------------------------------------------
 

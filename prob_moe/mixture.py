@@ -92,8 +92,8 @@ class MixtureOfExperts(PyroModule):
         :returns: the observations.
         """
         routing = self.routing(x, mask)
-        z = pyro.sample("assignment", routing, infer=self._infer(x))
-        assignment = _outside_plate(z)
+        z = pyro.sample("assignment", routing, infer=baseline_infer(self.baseline, x))
+        assignment = outside_plate(z)
         if self.load_balancing:
             penalty = _load_balancing(routing.logits, z, mask) * x.shape[-2]
             pyro.factor("load_balancing", -self.load_balancing * penalty)
@@ -116,13 +116,6 @@ class MixtureOfExperts(PyroModule):
             assert self.capacity_factor is not None
             capacity = capacity_from_factor(self.capacity_factor, *logits.shape[-2:])
         return self.assignment(logits, capacity=capacity, **options)
-
-    def _infer(self, x: Tensor) -> dict[str, Any]:
-        if self.baseline is None:
-            return {}
-        if isinstance(self.baseline, dict):
-            return {"baseline": self.baseline}
-        return {"baseline": {"nn_baseline": self.baseline, "nn_baseline_input": x}}
 
     # The model with routing summed out -------------------------------------------------------------------------------
 
@@ -152,12 +145,21 @@ class MixtureOfExperts(PyroModule):
         :returns: expert outputs (*batch, n, out), and the assignment (*batch, n).
         """
         routing = self.routing(x, mask)
-        assignment = _outside_plate(routing.sample() if sample else routing.mode)
+        assignment = outside_plate(routing.sample() if sample else routing.mode)
         capacity = routing.capacity if routing.limited else x.shape[-2]
         return self.experts(x, assignment, capacity=capacity, mask=mask), assignment
 
 
-def _outside_plate(z: Tensor) -> Tensor:
+def baseline_infer(baseline: nn.Module | dict[str, Any] | None, x: Tensor) -> dict[str, Any]:
+    """The ``infer`` of an assignment site: Pyro's baseline options as given, or a module that predicts from x."""
+    if baseline is None:
+        return {}
+    if isinstance(baseline, dict):
+        return {"baseline": baseline}
+    return {"baseline": {"nn_baseline": baseline, "nn_baseline_input": x}}
+
+
+def outside_plate(z: Tensor) -> Tensor:
     """Drop the dimension that the assignment site leaves to the data plate: (*, 1, n) -> (*, n)."""
     return z.squeeze(-2) if z.dim() > 1 else z
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from pyro.infer import SVI
 
-from prob_moe.distributions import CapacitySkip, GumbelMatching, IndependentRouting
+from prob_moe.distributions import CapacitySkip, DependentRounding, GumbelMatching, IndependentRouting
 from prob_moe.distributions.support import router_choices
 from prob_moe.estimators import TraceRouting_ELBO
 from prob_moe.estimators.sites import per_datapoint
@@ -140,6 +140,19 @@ def test_subsampled_plate_scales_the_likelihood() -> None:
             pyro.factor("f", torch.ones(4) + 0 * z)
 
     assert TraceRouting_ELBO().loss(model, lambda: None) == pytest.approx(-100)
+
+
+@pytest.mark.parametrize("vectorize", [True, False])
+def test_no_joint_log_prob_is_needed(vectorize: bool) -> None:
+    """Not even for Pyro's guess of the plates: this distribution has none."""
+
+    def model() -> None:
+        z = per_datapoint(pyro.sample("z", DependentRounding(torch.zeros(4, 2), capacity=2)), -1)
+        with pyro.plate("data", 4, dim=-1):
+            pyro.factor("f", torch.ones(4) + 0 * z)
+
+    elbo = TraceRouting_ELBO(num_particles=3, vectorize_particles=vectorize)
+    assert elbo.loss(model, lambda: None) == pytest.approx(-4)
 
 
 def test_loss_does_not_move_the_baseline() -> None:
