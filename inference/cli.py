@@ -11,7 +11,7 @@ from rich.table import Table
 from inference.fit import NonFiniteLossError
 from inference.fit_command import fit
 from inference.progress import console, progress_bar
-from inference.study import ARMS, Settings, run_study, summary
+from inference.study import ARMS, Settings, contrasts, run_study, summary
 
 app = typer.Typer(no_args_is_help=True, help="Train and study mixtures of experts whose routing is a random variable.")
 app.command()(fit)
@@ -57,11 +57,16 @@ def study(
         raise typer.Exit(2) from None
     table = summary(results)
     table.to_csv(out / "study.csv", index=False)
-    pd.concat([result.curve for result in results]).to_csv(out / "study_curves.csv", index=False)
+    curves = pd.concat([result.curve for result in results])
+    curves.to_csv(out / "study_curves.csv", index=False)
+    differences = contrasts(curves)
+    differences.to_csv(out / "study_contrasts.csv", index=False)
     plots.save(plots.learning_curves(results, data, settings.break_at), out / "study_curves.png")
     plots.save(plots.fits(results, data, settings.break_at), out / "study_fits.png")
     console.print(_study_table(table, settings))
-    console.print(f"written to {out}: study.csv, study_curves.csv, study_curves.png, study_fits.png")
+    for row in differences.itertuples():
+        console.print(f"final NLL, {row.arm} minus {row.minus}, paired over seeds: {row.nll:.3f} ± {row.nll_se:.3f}")
+    console.print(f"written to {out}: study.csv, study_curves.csv, study_contrasts.csv and .png of curves and fits")
 
 
 def _study_table(table: pd.DataFrame, settings: Settings) -> Table:

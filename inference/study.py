@@ -51,6 +51,15 @@ ARMS = (
 )
 
 
+#: pairs of arms whose difference the claims are about
+CLAIMS = (
+    ("skip", "Gumbel-Matching"),
+    ("skip", "skip, unweighted"),
+    ("Gumbel-Matching", "Gumbel-Matching, unweighted"),
+    ("dependent rounding", "skip"),
+)
+
+
 @dataclass(frozen=True)
 class Settings:
     """What all arms share."""
@@ -170,4 +179,18 @@ def summary(results: list[ArmResult]) -> pd.DataFrame:
                 "objective": final.objective.mean(),
             }
         )
+    return pd.DataFrame(rows)
+
+
+def contrasts(curves: pd.DataFrame) -> pd.DataFrame:
+    """
+    Differences of the final NLL between arms, paired over seeds: a row a pair of ``CLAIMS``, in nats per datapoint.
+
+    :param curves: the curves of all arms, one below the other.
+    """
+    final = curves[curves.step == curves.step.max()].pivot(index="seed", columns="arm", values="nll")
+    rows = []
+    for first, second in CLAIMS:
+        difference = final[first] - final[second]
+        rows.append({"arm": first, "minus": second, "nll": difference.mean(), "nll_se": difference.sem()})
     return pd.DataFrame(rows)

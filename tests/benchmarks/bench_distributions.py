@@ -36,3 +36,18 @@ def test_draw(benchmark: BenchmarkFixture, n: int, k: int, side: str) -> None:
         lambda: with_weights(DependentRounding),
     ]
     benchmark(functions[SIDES.index(side)])
+
+
+@pytest.mark.parametrize(("n", "k", "limit"), [(1024, 16, 1), (4096, 64, 5)])
+@pytest.mark.parametrize("scale", [1.0, 10.0])
+def test_likelihood(benchmark: BenchmarkFixture, n: int, k: int, limit: int, scale: float) -> None:
+    """One value of log_prob, without gradient."""
+    logits = scale * torch.randn(n, k, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    matching = GumbelMatching(logits, capacity=n // k)
+    value = matching.sample()
+    benchmark.group = f"log_prob {n}×{k}, logits of scale {scale:g}"
+    benchmark.extra_info["side"] = "ours"
+    error = float(matching.log_prob_error(value))
+    benchmark.extra_info["bar"] = f"under {limit} s; standard error {error:.3f} nat, at most 0.05"
+    with torch.no_grad():
+        benchmark(matching.log_prob, value)

@@ -8,7 +8,7 @@ import torch
 from typer.testing import CliRunner
 
 from inference.cli import app
-from inference.study import ARMS, Arm, Settings, arm_loss, run_study, summary
+from inference.study import ARMS, Arm, Settings, arm_loss, contrasts, run_study, summary
 from models.piecewise import piecewise_data, piecewise_mixture
 from prob_moe.distributions import IndependentRouting
 from tests.estimators.replicas import standard_errors_off
@@ -49,6 +49,19 @@ def test_study_trains_every_arm_from_the_same_start() -> None:
     table = summary(results)
     assert list(table.arm) == [arm.name for arm in ARMS]
     assert data.y.shape == (3, 100)
+
+
+def test_contrasts_are_paired_over_seeds() -> None:
+    """The same spread over seeds in both arms cancels."""
+    rows = [
+        {"arm": arm.name, "step": step, "seed": seed, "nll": 100.0 * seed + index}
+        for index, arm in enumerate(ARMS)
+        for step in (0, 10)
+        for seed in range(4)
+    ]
+    table = contrasts(pd.DataFrame(rows)).set_index(["arm", "minus"])
+    assert table.nll["skip", "Gumbel-Matching"] == -1
+    assert (table.nll_se == 0).all()
 
 
 def test_study_command_writes_table_and_pictures(tmp_path: Path) -> None:
