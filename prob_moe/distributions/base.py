@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from pyro.distributions import TorchDistribution
+from pyro.poutine.util import is_validation_enabled
 from torch import Tensor
 
 from prob_moe.distributions.support import AssignmentConstraint, expert_counts, router_choices, router_logits
@@ -34,7 +35,8 @@ class AssignmentDistribution(TorchDistribution):
     :param capacity: the most datapoints that one expert can process, a positive int.
     :param capacity_factor: instead of ``capacity``: capacity = ceil(capacity_factor * n / k).
     :param mask: bool, broadcastable to (*batch, n); False marks padding, which takes no capacity.
-    :param validate_args: whether to check values, at the cost of a synchronisation of the device.
+    :param validate_args: whether to check values, at the cost of a synchronisation of the device; by default as
+        ``pyro.enable_validation`` says.
     :raises ValueError: on logits of a wrong dtype or shape, NaN, a datapoint without an allowed expert, or more
         datapoints than the experts can process.
     """
@@ -63,10 +65,8 @@ class AssignmentDistribution(TorchDistribution):
         self.capacity = self._resolve_capacity(capacity, capacity_factor, num_datapoints, num_experts)
         # torch would check `arg_constraints` too, with a message that cannot say what is wrong.
         super().__init__(batch_shape, torch.Size([num_datapoints]), validate_args=False)
-        if validate_args is not None:
-            self._validate_args = validate_args
-        else:
-            self._validate_args = torch.distributions.Distribution._validate_args
+        # Pyro's switch, not torch's, which torch.compile turns off for the whole process.
+        self._validate_args = is_validation_enabled() if validate_args is None else validate_args
         if self._validate_args:
             self._validate_logits()
 

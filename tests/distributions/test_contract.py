@@ -1,5 +1,6 @@
 """What every assignment distribution owes: the public kit on each of ours, and the refusals word by word."""
 
+import pyro
 import pytest
 import torch
 
@@ -85,3 +86,12 @@ def test_too_many_datapoints(distribution: type[AssignmentDistribution]) -> None
 def test_bad_values(distribution: type[AssignmentDistribution], value: torch.Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         distribution(torch.zeros(2, 6, 3), capacity=3, validate_args=True).log_prob(value)
+
+
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_validation_outlives_torch_compile_and_follows_pyro(distribution: type[AssignmentDistribution]) -> None:
+    torch.distributions.Distribution.set_default_validate_args(False)  # what torch.compile does at its first use
+    with pytest.raises(ValueError, match="contain NaN"):
+        distribution(torch.full((4, 2), torch.nan), capacity=2)
+    with pyro.validation_enabled(False):
+        distribution(torch.full((4, 2), torch.nan), capacity=2)
