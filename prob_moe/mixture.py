@@ -10,7 +10,7 @@ from pyro.nn import PyroModule
 from pyro.ops.provenance import detach_provenance
 from torch import Tensor, nn
 
-from prob_moe.distributions import AssignmentDistribution, GumbelMatching, capacity_from_factor
+from prob_moe.distributions import AssignmentDistribution, GumbelMatching
 from prob_moe.distributions.support import expert_counts, router_choices
 from prob_moe.experts import BatchedExperts
 
@@ -33,7 +33,8 @@ class MixtureOfExperts(PyroModule):
     :param router: module (*batch, n, d) -> logits (*batch, n, k).
     :param experts: a :class:`~prob_moe.experts.BatchedExperts`, or a module with its ``forward`` and ``dense``.
     :param likelihood: from expert outputs (*, n, out) to a Pyro distribution of batch shape (*, n).
-    :param assignment: the assignment distribution, called with logits, ``capacity`` and ``mask``.
+    :param assignment: the assignment distribution, called with logits, ``capacity``,
+        ``capacity_factor`` and, for padding, ``mask``.
     :param capacity: the most datapoints an expert processes per batch; or
     :param capacity_factor: capacity = ceil(capacity_factor * n / k).
     :param baseline: Pyro's ``infer["baseline"]`` options, or a module (*batch, n, d) -> (*batch, n), trained along.
@@ -111,11 +112,7 @@ class MixtureOfExperts(PyroModule):
             logits = logits.unsqueeze(-3)
             mask = None if mask is None else mask.unsqueeze(-2)
         options = {} if mask is None else {"mask": mask}
-        capacity = self.capacity
-        if capacity is None:
-            assert self.capacity_factor is not None
-            capacity = capacity_from_factor(self.capacity_factor, *logits.shape[-2:])
-        return self.assignment(logits, capacity=capacity, **options)
+        return self.assignment(logits, capacity=self.capacity, capacity_factor=self.capacity_factor, **options)
 
     # The model with routing summed out -------------------------------------------------------------------------------
 
