@@ -14,9 +14,9 @@ class DispatchPlan(NamedTuple):
     Where every datapoint sits and who sits in every slot: a partial bijection, stored in both directions so that
     moving data and moving its gradient are gathers alike.
 
-    :ivar slots: long (*batch, n); datapoint i sits in slot ``e * c + s`` of its batch element, -1 if in none.
-    :ivar sources: long (*batch, k, c); the datapoint in slot s of expert e, -1 if the slot is empty.
-    :ivar loads: long (*batch, k); occupied slots of every expert, which are its first ones.
+    :param slots: long (*batch, n); datapoint i sits in slot ``e * c + s`` of its batch element, -1 if in none.
+    :param sources: long (*batch, k, c); the datapoint in slot s of expert e, -1 if the slot is empty.
+    :param loads: long (*batch, k); occupied slots of every expert, which are its first ones.
     """
 
     slots: Tensor
