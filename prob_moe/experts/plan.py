@@ -49,9 +49,8 @@ def dispatch_plan(
     :param num_experts: k, a positive int.
     :param capacity: c, slots of every expert, a positive int.
     :param mask: bool (*batch, n); datapoints that are False are padding and take no slot.
-    :param validate_args: whether to check the values of ``assignment``, which waits for the device. By default
-        torch's switch for distributions decides (``torch.distributions.Distribution.set_default_validate_args``), and
-        CUDA tensors are not checked. Never checked while compiling. Unchecked, a datapoint beyond its expert's
+    :param validate_args: whether to check the values of ``assignment``, which waits for the device. By default they are
+        checked everywhere but on CUDA. Never checked while compiling. Unchecked, a datapoint beyond its expert's
         capacity or of an unknown expert gets no slot.
     :return: the plan, with ``slots``, ``sources`` and ``loads``.
     :raises ValueError: wrong dtype, shape, ``num_experts`` or ``capacity``; with checks of values also an unknown
