@@ -1,0 +1,11 @@
+"""
+The alternatives: deterministic or biased ways to route, for comparison. One file each, one interface.
+
+A :class:`Router` turns router logits into a :class:`Routing`, whose ``output(experts, x)`` uses the same expert layer
+as the mixture. REINFORCE with a learned baseline and without capacity (RL-R) is no file here: it is
+:class:`~prob_moe.distributions.IndependentRouting` in a mixture with a module for a baseline.
+"""
+
+from prob_moe.routers.base import Router, Routing, SparseRouting, within_capacity
+
+__all__ = ["Router", "Routing", "SparseRouting", "within_capacity"]
