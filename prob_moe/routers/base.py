@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -141,7 +141,7 @@ class Router(nn.Module, ABC):
         return SparseRouting(assignment, gate, capacity, logits.new_zeros(logits.shape[:-2]) if loss is None else loss)
 
     def extra_repr(self) -> str:
-        options: dict[str, Any] = {"capacity": self.capacity, "capacity_factor": self.capacity_factor}
+        options = {name: value for name, value in vars(self).items() if name != "training" and name[0] != "_"}
         return ", ".join(f"{name}={value}" for name, value in options.items() if value is not None)
 
 

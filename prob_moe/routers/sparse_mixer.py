@@ -25,9 +25,9 @@ class SparseMixer(Router):
 
     **Objective:** gated, :math:`E_{z\sim p}[L(p_z f_z)]`, p the window's softmax. Averaged over m, the doubled gradient
     is the gate part, :math:`\langle L'(p f), p f \rangle`, plus the midpoint rule for the score part,
-    :math:`L(p f) - L(0) \approx \langle L'(p f / 2), p f \rangle`. **Exact for** quadratic L, but where D is the argmax:
-    there m = 1, and the score part's slope is taken at p f. **Bias:** the argmax; terms of L beyond the second order;
-    and, for the softmax of all logits, the window.
+    :math:`L(p f) - L(0) \approx \langle L'(p f / 2), p f \rangle`. **Exact for** quadratic L, but where D is the
+    argmax: there m = 1, and the score part's slope is taken at p f. **Bias:** the argmax; terms of L beyond the second
+    order; and, for the softmax of all logits, the window.
 
     **Source:** Liu, Gao & Chen (2023), "Sparse Backpropagation for MoE Training", and ``sparsemixer.py`` of
     microsoft/SparseMixer. Its learned scale of the output, omega, is left to the layer.

@@ -30,6 +30,7 @@ class Switch(Router):
     :param capacity_factor: capacity = ceil(capacity_factor * n / k). Without either there is no limit.
     :raises ValueError: if a weight is negative, or the capacity is not as :class:`~prob_moe.routers.Router` wants it.
 
+    >>> import torch
     >>> routing = Switch(capacity=1)(torch.tensor([[2.0, 0.0], [1.0, 0.0], [0.0, 1.0]]))
     >>> routing.assignment
     tensor([[ 0, -1,  1]])
