@@ -7,5 +7,6 @@ as the mixture. REINFORCE with a learned baseline and without capacity (RL-R) is
 """
 
 from prob_moe.routers.base import Router, Routing, SparseRouting, within_capacity
+from prob_moe.routers.losses import load_balancing_loss, z_loss
 
-__all__ = ["Router", "Routing", "SparseRouting", "within_capacity"]
+__all__ = ["Router", "Routing", "SparseRouting", "load_balancing_loss", "within_capacity", "z_loss"]

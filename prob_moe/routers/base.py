@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from prob_moe.distributions.base import capacity_from_factor
+from prob_moe.distributions.base import capacity_from_factor, check_logit_values, check_logits, check_mask
 from prob_moe.experts import BatchedExperts
-from prob_moe.experts.validation import check_positive_int
+from prob_moe.experts.validation import check_positive_int, should_check_values
 
 
 class Routing(ABC):
@@ -95,15 +95,33 @@ class Router(nn.Module, ABC):
     def forward(self, logits: Tensor, *, mask: Tensor | None = None) -> Routing:
         """
         :param logits: router logits, float (*batch, n, k).
-        :param mask: bool (*batch, n), False for padding: it takes no capacity, no load and no loss.
+        :param mask: bool, broadcastable to (*batch, n), False for padding: it takes no capacity, no load and no loss.
+        :raises ValueError: if the arguments do not fit, see :meth:`prepare`.
         """
 
+    @staticmethod
+    def prepare(logits: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """
+        What a router's ``forward`` does first: check the arguments, and take whatever stands in padding out of them.
+
+        :returns: the logits, 0 in padding, and the mask, (*batch, n) or None.
+        :raises ValueError: on logits or a mask of a wrong dtype or shape; NaN, +inf or a row of -inf in logits, where
+            values are checked (not on CUDA, nor while compiling).
+        """
+        check_logits(logits)
+        mask = check_mask(mask, logits)
+        if mask is not None:
+            logits = logits.masked_fill(~mask.unsqueeze(-1), 0.0)
+        if should_check_values(logits, None):
+            check_logit_values(logits)
+        return logits, mask
+
     def capacity_of(self, logits: Tensor) -> int:
-        """c for logits (*batch, n, k); n where there is no limit."""
+        """c for logits (*batch, n, k); n, at least 1, where there is no limit."""
         n, k = logits.shape[-2:]
         if self.capacity is not None:
             return self.capacity
-        return n if self.capacity_factor is None else capacity_from_factor(self.capacity_factor, n, k)
+        return max(n, 1) if self.capacity_factor is None else capacity_from_factor(self.capacity_factor, n, k)
 
     def extra_repr(self) -> str:
         options: dict[str, Any] = {"capacity": self.capacity, "capacity_factor": self.capacity_factor}
@@ -113,20 +131,21 @@ class Router(nn.Module, ABC):
 def within_capacity(choices: Tensor, capacity: int, num_experts: int, mask: Tensor | None = None) -> Tensor:
     """
     First come, first served: an expert processes the first ``capacity`` datapoints that chose it, and drops the rest.
+    All first choices come before all second ones.
 
-    :param choices: the chosen expert of every datapoint, long (*batch, n).
-    :param mask: bool (*batch, n), False for padding, whose entry becomes -1.
-    :returns: the assignment, (*batch, n): e where processed, ``~e`` where dropped.
+    :param choices: the chosen experts of every datapoint, long (*batch, m, n).
+    :param mask: bool (*batch, n), False for padding, whose entries become -1.
+    :returns: the assignment, (*batch, m, n): e where processed, ``~e`` where dropped.
 
-    >>> within_capacity(torch.tensor([0, 0, 1, 0]), capacity=2, num_experts=2)
-    tensor([ 0,  0,  1, -1])
+    >>> within_capacity(torch.tensor([[0, 0, 1, 0]]), capacity=2, num_experts=2)
+    tensor([[ 0,  0,  1, -1]])
     """
-    present = torch.ones_like(choices, dtype=torch.bool) if mask is None else mask
+    present = torch.ones_like(choices, dtype=torch.bool) if mask is None else mask.unsqueeze(-2).expand(choices.shape)
     # Padding sorts behind the last expert, so it takes no rank from a datapoint.
-    order = torch.where(present, choices, num_experts).argsort(dim=-1, stable=True)
-    ordered = torch.where(present, choices, num_experts).gather(-1, order)
-    first = torch.searchsorted(ordered, ordered)
-    place = torch.arange(choices.shape[-1], device=choices.device) - first
-    rank = torch.zeros_like(choices).scatter(-1, order, place)
+    queue = torch.where(present, choices, num_experts).flatten(-2)
+    order = queue.argsort(dim=-1, stable=True)
+    ordered = queue.gather(-1, order)
+    place = torch.arange(queue.shape[-1], device=queue.device) - torch.searchsorted(ordered, ordered)
+    rank = torch.zeros_like(queue).scatter(-1, order, place).view(choices.shape)
     assignment = torch.where(rank < capacity, choices, ~choices)
     return torch.where(present, assignment, -1)
