@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from prob_moe.experts.validation import check_positive_int
-from prob_moe.routers.arguments import checked_arguments
 from prob_moe.routers.base import Router, SparseRouting
 from prob_moe.routers.choices import assign_choices
 
@@ -21,13 +20,14 @@ class SigmaMoE(Router):
     In training an expert is hidden from a datapoint with probability δ, independently, and the others are not
     rescaled; if fewer than m remain, fewer are summed.
 
-    **Objective:** the loss of its own, deterministic output (averaged over the dropout in training) minus γ times the entropy of the mean
-    router. **Gradient:** through the gates; exact but for the jumps of the selection, which it does not see. Biased for the router
-    objective, exact for its own where no selection changes. **Cost** m experts a datapoint, O(nk) to select.
+    **Objective:** the loss of its own, deterministic output (averaged over the dropout in training) minus γ times the
+    entropy of the mean router. **Gradient:** through the gates; exact but for the jumps of the selection, which it
+    does not see. Biased for the router objective, exact for its own where no selection changes. **Cost** m experts a
+    datapoint, O(nk) to select.
 
     Source: Csordás, Irie & Schmidhuber (2023), "Approximating two-layer feedforward networks for efficient
-    Transformers", section 5. The authors limit no loads; a capacity here counts a datapoint's first choice before the second
-    choice of anyone.
+    Transformers", section 5. The authors limit no loads; a capacity here counts a datapoint's first choice before the
+    second choice of anyone.
 
     :param num_selected: m, the experts a datapoint.
     :param entropy_weight: γ, in units of the loss per datapoint.
@@ -67,11 +67,11 @@ class SigmaMoE(Router):
         """
         :raises ValueError: on a wrong dtype or shape, and on fewer experts than ``num_selected``.
         """
-        logits, mask = checked_arguments(logits, mask)
+        logits, mask = self.prepare(logits, mask)
         k = logits.shape[-1]
         if self.num_selected > k:
             raise ValueError(f"num_selected={self.num_selected} exceeds the k = {k} experts of the logits; lower it")
-        capacity = max(1, self.capacity_of(logits))
+        capacity = self.capacity_of(logits)
         # The sigmoid is monotone, but saturates: the logits still tell large scores apart.
         scores = logits.detach()
         if self.training and self.expert_dropout:
@@ -79,11 +79,9 @@ class SigmaMoE(Router):
             scores = scores.masked_fill(hidden, -torch.inf)
         order = scores.argsort(dim=-1, descending=True, stable=True)[..., : self.num_selected]
         visible = (scores.gather(-1, order) > -torch.inf).mT
-        if mask is not None:
-            visible = visible & mask.unsqueeze(-2)
         gate = logits.gather(-1, order).sigmoid().mT
         return SparseRouting(
-            assign_choices(order.mT, visible, capacity, k),
+            assign_choices(order.mT, visible, capacity, k, mask),
             torch.where(visible, gate, 0.0),
             capacity,
             -self.entropy_weight * mean_router_entropy(logits, mask),
