@@ -1,13 +1,12 @@
 """σ-MoE: the sum of a datapoint's m best experts, each with a gate of its own."""
 
-import math
-
 import torch
 from torch import Tensor
 
 from prob_moe.experts.validation import check_positive_int
-from prob_moe.routers.base import Router, SparseRouting
+from prob_moe.routers.base import Router, SparseRouting, top_choices
 from prob_moe.routers.choices import assign_choices
+from prob_moe.routers.losses import check_weight
 
 
 class SigmaMoE(Router):
@@ -55,8 +54,7 @@ class SigmaMoE(Router):
     ) -> None:
         super().__init__(capacity=capacity, capacity_factor=capacity_factor)
         check_positive_int("num_selected", num_selected)
-        if not 0 <= entropy_weight < math.inf:
-            raise ValueError(f"entropy_weight must be a finite weight >= 0, but is {entropy_weight!r}")
+        check_weight("entropy_weight", entropy_weight)
         if not 0 <= expert_dropout < 1:
             raise ValueError(f"expert_dropout must be a probability below 1, but is {expert_dropout!r}")
         self.num_selected = num_selected
@@ -68,20 +66,17 @@ class SigmaMoE(Router):
         :raises ValueError: on a wrong dtype or shape, and on fewer experts than ``num_selected``.
         """
         logits, mask = self.prepare(logits, mask)
-        k = logits.shape[-1]
-        if self.num_selected > k:
-            raise ValueError(f"num_selected={self.num_selected} exceeds the k = {k} experts of the logits; lower it")
         capacity = self.capacity_of(logits)
         # The sigmoid is monotone, but saturates: the logits still tell large scores apart.
         scores = logits.detach()
         if self.training and self.expert_dropout:
             hidden = torch.rand(scores.shape, device=scores.device) < self.expert_dropout
             scores = scores.masked_fill(hidden, -torch.inf)
-        order = scores.argsort(dim=-1, descending=True, stable=True)[..., : self.num_selected]
-        visible = (scores.gather(-1, order) > -torch.inf).mT
-        gate = logits.gather(-1, order).sigmoid().mT
+        choices = top_choices(scores, self.num_selected)
+        visible = scores.mT.gather(-2, choices) > -torch.inf
+        gate = logits.mT.gather(-2, choices).sigmoid()
         return SparseRouting(
-            assign_choices(order.mT, visible, capacity, k, mask),
+            assign_choices(choices, visible, capacity, logits.shape[-1], mask),
             torch.where(visible, gate, 0.0),
             capacity,
             -self.entropy_weight * mean_router_entropy(logits, mask),

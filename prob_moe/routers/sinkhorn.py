@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from prob_moe.experts.validation import check_positive_int
-from prob_moe.routers.base import Router, SparseRouting, within_capacity
+from prob_moe.routers.base import Router, SparseRouting, top_choices
 
 
 def sinkhorn_log_plan(
@@ -86,12 +86,8 @@ class SinkhornBASE(Router):
         :raises ValueError: on a wrong dtype or shape.
         """
         logits, mask = self.prepare(logits, mask)
-        *batch, _, k = logits.shape
-        capacity = self.capacity_of(logits)
         scores = logits
         if self.training:
             scores = sinkhorn_log_plan(logits, mask=mask, max_iterations=self.max_iterations)
-        choices = scores.argmax(-1)
-        gate = logits.gather(-1, choices.unsqueeze(-1)).squeeze(-1).sigmoid()
-        assignment = within_capacity(choices.unsqueeze(-2), capacity, k, mask)
-        return SparseRouting(assignment, gate.unsqueeze(-2), capacity, logits.new_zeros(batch))
+        choices = top_choices(scores, 1)
+        return self.to_experts(logits, mask, choices, logits.mT.gather(-2, choices).sigmoid())

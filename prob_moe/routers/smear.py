@@ -70,6 +70,7 @@ class SMEAR(Router):
 
     :param shared: whether all datapoints of a batch share one merged expert, with p the softmax of their mean logits.
 
+    >>> import torch
     >>> SMEAR()(torch.zeros(2, 4)).weights
     tensor([[0.2500, 0.2500, 0.2500, 0.2500],
             [0.2500, 0.2500, 0.2500, 0.2500]])

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from prob_moe.experts.validation import check_positive_int
 from prob_moe.matching import sparse_transport
-from prob_moe.routers.base import Router, SparseRouting
+from prob_moe.routers.base import Router, SparseRouting, top_choices
 from prob_moe.routers.choices import assign_choices
 
 
@@ -82,25 +82,21 @@ class SparsityConstrainedTransport(Router):
         :raises ValueError: on a wrong dtype or shape, and on fewer experts than ``num_selected``.
         """
         logits, mask = self.prepare(logits, mask)
-        *batch, _, k = logits.shape
-        if self.num_selected > k:
-            raise ValueError(f"num_selected={self.num_selected} exceeds the k = {k} experts of the logits; lower it")
-        capacity = self.capacity_of(logits)
         p = logits.softmax(-1)
         plan = sparse_transport(
             p if self.gate == "plan" else p.detach(),
-            self.num_selected,
+            min(self.num_selected, logits.shape[-1]),
             regularization=self.regularization,
             mask=mask,
             max_iterations=self.max_iterations,
         ).plan
-        order = plan.detach().argsort(dim=-1, descending=True, stable=True)[..., : self.num_selected]
-        chosen = plan.gather(-1, order).mT
-        valid = chosen > 0
-        weights = chosen if self.gate == "plan" else p.gather(-1, order).mT
+        choices = top_choices(plan.detach(), self.num_selected)
+        entries = plan.mT.gather(-2, choices)
+        gate = entries if self.gate == "plan" else p.mT.gather(-2, choices)
+        capacity = self.capacity_of(logits)
         return SparseRouting(
-            assign_choices(order.mT, valid, capacity, k, mask),
-            torch.where(valid, weights, 0.0),
+            assign_choices(choices, entries > 0, capacity, logits.shape[-1], mask),
+            torch.where(entries > 0, gate, 0.0),
             capacity,
-            logits.new_zeros(batch),
+            logits.new_zeros(logits.shape[:-2]),
         )

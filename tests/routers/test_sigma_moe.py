@@ -118,9 +118,9 @@ def test_all_padding():
     ("options", "message"),
     [
         ({"num_selected": 0}, "num_selected must be a positive int"),
-        ({"entropy_weight": -1.0}, "entropy_weight must be a finite weight >= 0, but is -1.0"),
+        ({"entropy_weight": -1.0}, "entropy_weight must be a weight >= 0, got -1.0"),
         ({"expert_dropout": 1.0}, "expert_dropout must be a probability below 1, but is 1.0"),
-        ({"num_selected": 4}, "num_selected=4 exceeds the k = 3 experts"),
+        ({"num_selected": 4}, "num_selected=4 exceeds the number of experts, 3"),
     ],
 )
 def test_wrong_arguments(options, message):
