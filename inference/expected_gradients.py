@@ -80,15 +80,15 @@ def exact_gated(problems: Problems, logits: Tensor) -> Tensor:
 def switch(problems: Problems, logits: Tensor) -> Tensor:
     """The chosen expert alone."""
     router = Switch()
-    losses = problems.gated_losses(_gates_of_all(lambda choices: router.gate(logits, choices), logits))
-    return losses.gather(-1, router.choose(logits).unsqueeze(-1)).sum()
+    gates = torch.stack([router.gate(logits, choices) for choices in _every_choice(logits)], dim=-1)
+    return problems.gated_losses(gates).gather(-1, router.choose(logits).unsqueeze(-1)).sum()
 
 
 def sampled_gate(problems: Problems, logits: Tensor) -> Tensor:
     """Every draw with its probability."""
     router = SampledGate()
-    losses = problems.gated_losses(_gates_of_all(lambda choices: router.gate(logits, choices), logits))
-    return (logits.detach().softmax(-1) * losses).sum()
+    gates = torch.stack([router.gate(logits, choices) for choices in _every_choice(logits)], dim=-1)
+    return (logits.detach().softmax(-1) * problems.gated_losses(gates)).sum()
 
 
 def sparse_mixer(router: SparseMixer) -> Surrogate:
@@ -98,12 +98,11 @@ def sparse_mixer(router: SparseMixer) -> Surrogate:
         windowed = router.window(logits)
         drawn = windowed.detach().softmax(-1)
         best = torch.zeros_like(drawn).scatter(-1, windowed.argmax(-1, keepdim=True), 1.0)
-        full = best + (1 - best) * router.full_probability
+        full_probability = best + (1 - best) * router.full_probability
         total = logits.new_zeros(())
-        for step, probability in ((True, full), (False, 1 - full)):
-            gates = _gates_of_all(
-                lambda z, step=step: router.gate(windowed, z, torch.full_like(z, step).bool()), logits
-            )
+        for full, probability in ((True, full_probability), (False, 1 - full_probability)):
+            steps = torch.full(logits.shape[:-1], full)
+            gates = torch.stack([router.gate(windowed, choices, steps) for choices in _every_choice(logits)], dim=-1)
             total = total + (drawn * probability * problems.gated_losses(gates)).sum()
         return total
 
@@ -166,6 +165,6 @@ def relative_errors(
     return pd.DataFrame(rows, columns=["loss", "logit_scale", "method", "median", "lower", "upper"])
 
 
-def _gates_of_all(gate: Callable[[Tensor], Tensor], logits: Tensor) -> Tensor:
-    """The gate of every expert, were it chosen, (num_problems, k)."""
-    return torch.stack([gate(torch.full(logits.shape[:-1], expert)) for expert in range(logits.shape[-1])], dim=-1)
+def _every_choice(logits: Tensor) -> list[Tensor]:
+    """Choices (num_problems,) of the first expert by all, of the second by all, and so on."""
+    return [torch.full(logits.shape[:-1], expert) for expert in range(logits.shape[-1])]
