@@ -8,6 +8,8 @@ from prob_moe.routers import load_balancing_loss, z_loss
 def test_load_balancing_is_one_at_balance_and_k_at_collapse():
     balanced = torch.eye(4, dtype=torch.float64).repeat(5, 1) * 50
     torch.testing.assert_close(load_balancing_loss(balanced, balanced.argmax(-1)), torch.tensor(1.0).double())
+    one = torch.randn(1, 4, dtype=torch.float64)
+    torch.testing.assert_close(load_balancing_loss(one, one.argmax(-1)), 4 * one.softmax(-1).max())
     collapsed = balanced[:1].expand(20, 4)
     torch.testing.assert_close(load_balancing_loss(collapsed, collapsed.argmax(-1)), torch.tensor(4.0).double())
 
