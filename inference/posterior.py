@@ -1,11 +1,10 @@
-"""The posterior of the piecewise task by NUTS: chains, labels put in order, and the comparison of numbers of experts."""
+"""The posterior of the piecewise task by NUTS, with the labels of the experts put in order."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyro
 import torch
 from joblib import Parallel, delayed
@@ -30,14 +29,15 @@ class Sampling:
     """
 
     num_chains: int = 4
-    num_warmup: int = 500
-    num_draws: int = 500
+    num_warmup: int = 300
+    num_draws: int = 300
     target_accept: float = 0.9
     num_jobs: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("num_chains", 1), ("num_warmup", 1), ("num_draws", 4), ("num_jobs", 1)):
+        # r-hat compares chains.
+        for name, least in (("num_chains", 2), ("num_warmup", 1), ("num_draws", 4), ("num_jobs", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be an int of at least {least}, got {getattr(self, name)!r}")
         if not 0 < self.target_accept < 1:
@@ -84,7 +84,7 @@ def sample_posterior(
     return _inference_data(target, draws, np.stack([diverging for _, diverging in chains]))
 
 
-def relabel(coefficients: dict[str, NDArray]) -> dict[str, NDArray]:
+def relabel(coefficients: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     """
     Put experts in ascending order of their router's slope, draw by draw.
 
@@ -95,13 +95,13 @@ def relabel(coefficients: dict[str, NDArray]) -> dict[str, NDArray]:
 
 
 def _run_chains(
-    target: BayesianPiecewise, sampling: Sampling, seeds: NDArray
-) -> Iterator[tuple[Parameters, NDArray]]:
+    target: BayesianPiecewise, sampling: Sampling, seeds: NDArray[Any]
+) -> Iterator[tuple[Parameters, NDArray[Any]]]:
     jobs = Parallel(n_jobs=min(sampling.num_jobs, sampling.num_chains), return_as="generator")
     return jobs(delayed(_run_chain)(target, sampling, int(seed)) for seed in seeds)
 
 
-def _run_chain(target: BayesianPiecewise, sampling: Sampling, seed: int) -> tuple[Parameters, NDArray]:
+def _run_chain(target: BayesianPiecewise, sampling: Sampling, seed: int) -> tuple[Parameters, NDArray[Any]]:
     """:returns: draws by name, (num_draws, ...), and which of them diverged, (num_draws,)."""
     pyro.set_rng_seed(seed)
     kernel = NUTS(potential_fn=target.potential, full_mass=True, target_accept_prob=sampling.target_accept)
@@ -119,7 +119,7 @@ def _run_chain(target: BayesianPiecewise, sampling: Sampling, seed: int) -> tupl
     return chain.get_samples(), diverging
 
 
-def _inference_data(target: BayesianPiecewise, draws: dict[str, Tensor], diverging: NDArray) -> Any:
+def _inference_data(target: BayesianPiecewise, draws: dict[str, Tensor], diverging: NDArray[Any]) -> Any:
     experts, router, noise = target.coefficients(draws)
     drawn = {"experts": experts.numpy(), "router": router.numpy()}
     if target.num_experts > 1:
@@ -156,7 +156,7 @@ _DIMS = {
 }
 
 
-def _coords(target: BayesianPiecewise) -> dict[str, list]:
+def _coords(target: BayesianPiecewise) -> dict[str, list[Any]]:
     k = target.num_experts
     return {
         "expert": list(range(k)),

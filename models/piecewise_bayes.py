@@ -12,8 +12,8 @@ from torch import Tensor
 
 from models.piecewise import PiecewiseData
 
-#: what the two coefficients of a line mean: x is centred, so that they are nearly independent in the posterior
-FEATURES = ("value at 1/2", "slope")
+#: the two coefficients of a line: its value at x = 1/2, so that they are nearly independent in the posterior, and slope
+FEATURES = ("level", "slope")
 
 Parameters = dict[str, Tensor]
 
@@ -61,9 +61,9 @@ class BayesianPiecewise:
         \log p(\theta, y) = \log p(\theta)
         + \sum_i \log \sum_j \mathrm{softmax}_j(\phi_i)\, \mathrm{Normal}(y_i; m_{ij}, \sigma).
 
-    The parameters :math:`\theta` are standard normal a priori, and :meth:`coefficients` scales them. A constant added to
-    all logits of a datapoint changes nothing, so the router has k - 1 rows of parameters: coordinates of the logits'
-    subspace of sum 0 in an orthonormal basis, whose normal prior treats all experts alike.
+    The parameters :math:`\theta` are standard normal a priori, and :meth:`coefficients` scales them. A constant added
+    to all logits of a datapoint changes nothing, so the router has k - 1 rows of parameters: coordinates of the
+    logits' subspace of sum 0 in an orthonormal basis, whose normal prior treats all experts alike.
 
     The log-density does not change if the experts are renumbered. So the posterior has k! equal copies of each of its
     modes, between which no sampler moves when the experts differ.
@@ -92,7 +92,7 @@ class BayesianPiecewise:
 
     def prior_draw(self) -> Parameters:
         """Parameters drawn from the prior."""
-        shapes = {"experts": (self.num_experts, 2)}
+        shapes: dict[str, tuple[int, ...]] = {"experts": (self.num_experts, 2)}
         if self.num_experts > 1:
             shapes["router"] = (self.num_experts - 1, 2)
         if self.prior.noise_sigma:
