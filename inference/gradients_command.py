@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numba
 import torch
@@ -81,7 +81,7 @@ def gradients(
     console.print(f"written to {out}: gradients.csv, gradients_variance.png, gradients_bias.png")
 
 
-def _numbers(option: str, text: str | None, kind: type) -> tuple | None:
+def _numbers(option: str, text: str | None, kind: type) -> tuple[Any, ...] | None:
     if text is None:
         return None
     try:
