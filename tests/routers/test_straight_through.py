@@ -107,7 +107,7 @@ def test_gumbel_softmax_draws_from_the_router_at_any_temperature():
         assert deviation(torch.nn.functional.one_hot(choices, K).double(), logits[0].softmax(-1)).worst()[0] < 5
 
 
-def bias_in_standard_errors(temperature, degree, num_draws=400_000):
+def bias_in_standard_errors(temperature, degree, num_draws=200_000):
     """Of the gradient for one datapoint whose experts put out 1, 2 and 4, with L(y) a power of y."""
     experts = make_experts(hidden=None, out=1)
     with torch.no_grad():
@@ -123,7 +123,7 @@ def bias_in_standard_errors(temperature, degree, num_draws=400_000):
 def test_gumbel_softmax_is_exact_for_quadratic_losses_in_the_cold_and_biased_otherwise():
     assert bias_in_standard_errors(0.05, degree=1) < 5
     assert bias_in_standard_errors(0.05, degree=2) < 5
-    assert bias_in_standard_errors(0.05, degree=3) > 7
+    assert bias_in_standard_errors(0.05, degree=3) > 6
     assert bias_in_standard_errors(1.0, degree=1) > 100
 
 
