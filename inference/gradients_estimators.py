@@ -60,6 +60,7 @@ class GradientEstimator:
     :param exact: the exact gradient of that objective, or None where it cannot be had.
     :param particles: draws of the assignment behind one gradient.
     :param warm_up: steps before the first gradient, for baselines that remember.
+    :param deterministic: whether all draws are equal.
     :param biased: whether it is known to be biased for its objective.
     """
 
@@ -70,6 +71,7 @@ class GradientEstimator:
     exact: Callable[[Problem], list[Tensor] | None]
     particles: int = 1
     warm_up: int = 0
+    deterministic: bool = False
     biased: bool = False
 
 
