@@ -13,7 +13,7 @@ from inference.expected_gradients import relative_errors
 from inference.gradients import Grids, compare
 from inference.gradients_alternatives import alternatives
 from inference.gradients_estimators import estimators
-from inference.gradients_tables import base_table, enumeration_table, settings_table
+from inference.gradients_tables import BASE_LEGEND, base_tables, enumeration_table, settings_table
 from inference.progress import console, progress_bar
 
 QUICK = Grids(n=(16,), k=(4,), capacity_factor=(1.0, 2.0), sharpness=(1.0, 4.0), imbalance=(1.0, 4.0))
@@ -74,7 +74,8 @@ def gradients(
         typer.echo(json.dumps({name: _records(frame) for name, frame in frames.items() if frame is not None}))
         return
     if table is not None:
-        console.print(base_table(table))
+        console.print(*base_tables(table))
+        console.print(BASE_LEGEND)
         console.print(settings_table(table))
     console.print(enumeration_table(errors))
     console.print(f"written to {out}: {', '.join(files)}")
