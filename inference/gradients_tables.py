@@ -38,9 +38,10 @@ def base_tables(frame: pd.DataFrame) -> list[Table]:
 #: what the columns of these tables mean
 BASE_LEGEND = (
     "Gradients of the router's parameters; objectives are log-likelihoods. Bias: of the worst coordinate, in standard "
-    "errors (s.e.); its norm in % of the exact gradient's, ± what chance alone gives; the same to the router objective. "
-    "Cosine: mean of single draws. Variance: trace, nats² per datapoint, at equal cost (doubled for leave-one-out, whose draws take two particles); ratio to "
-    "independent routing with the same baseline. ∞: a gradient without noise that misses. —: unknown or undefined."
+    "errors (s.e.); its norm in % of the exact gradient's, ± what chance alone gives; the same to the router "
+    "objective. Cosine: mean of single draws. Variance: trace, nats² per datapoint, at equal cost (doubled for "
+    "leave-one-out, whose draws take two particles); ratio to independent routing with the same baseline. ∞: a "
+    "gradient without noise that misses. —: unknown or undefined."
 )
 
 
