@@ -12,6 +12,7 @@ from inference.exits import OneLineErrors
 from inference.fit import NonFiniteLossError
 from inference.fit_command import fit
 from inference.progress import console, progress_bar
+from inference.show_command import show
 from inference.study import ARMS, Settings, contrasts, run_study, summary
 
 app = typer.Typer(
@@ -20,6 +21,7 @@ app = typer.Typer(
     help="Train and study mixtures of experts whose routing is a random variable.",
 )
 app.command()(fit)
+app.command()(show)
 
 
 @app.command()
