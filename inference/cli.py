@@ -11,6 +11,8 @@ from rich.table import Table
 from inference.exits import OneLineErrors
 from inference.fit import NonFiniteLossError
 from inference.fit_command import fit
+from inference.gradients_command import gradients
+from inference.posterior_command import posterior
 from inference.progress import console, progress_bar
 from inference.show_command import show
 from inference.study import ARMS, Settings, contrasts, run_study, summary
@@ -22,6 +24,8 @@ app = typer.Typer(
 )
 app.command()(fit)
 app.command()(show)
+app.command()(posterior)
+app.command()(gradients)
 
 
 @app.command()

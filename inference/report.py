@@ -1,5 +1,6 @@
 """The report on a run: which sections it has, and why one is left out."""
 
+import math
 from collections.abc import Callable
 
 from inference import report_captions as captions
@@ -76,7 +77,7 @@ class Report:
         rows = []
         for name, (mean, error) in mean_and_error(self.run).items():
             of_seeds = [f"{test[name][seed]:.4g}" for seed in seeds]
-            rows.append((name, f"{mean:.4g}" + (f" ± {error:.2g}" if len(test) > 1 else ""), *of_seeds))
+            rows.append((name, f"{mean:.4g}" + (f" ± {error:.2g}" if math.isfinite(error) else ""), *of_seeds))
         head = ("metric", "mean ± s.e." if len(test) > 1 else "value", *(f"seed {seed}" for seed in seeds))
         told = f"{len(test)} seeds; ± is one standard error over them" if len(test) > 1 else f"seed {test.index[0]}"
         return [Text(f"On the test set, {told}."), Table(head, rows)]

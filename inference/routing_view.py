@@ -1,14 +1,14 @@
 """What a fitted model does with a part of its test set: one draw of the routing, and what it serves."""
 
+import math
 from dataclasses import dataclass
 
-import arviz as az
 import numpy as np
 import torch
 from torch import Tensor
 
 from inference.fit_run import Fit
-from prob_moe.diagnostics import RoutingRecorder, effective_sample_size
+from prob_moe.diagnostics import LEAST_WEIGHTS, RoutingRecorder, effective_sample_size, pareto_k
 from prob_moe.distributions import AssignmentDistribution
 
 #: datapoints that a picture shows
@@ -39,14 +39,15 @@ class RoutingView:
 
     @property
     def pareto_k(self) -> float:
-        """Shape of the tail of the weights; infinite where too few of them differ to tell."""
-        return pareto_k(self.weights[self.weights > 0])
+        """See :func:`~prob_moe.diagnostics.pareto_k`; NaN of too few datapoints."""
+        return float(pareto_k(torch.as_tensor(self.weights))) if len(self.weights) >= LEAST_WEIGHTS else math.nan
 
     @property
     def weights_in_words(self) -> str:
         """The numbers above, for a caption."""
-        k = f"Pareto k {self.pareto_k:.2f}" if np.isfinite(self.pareto_k) else "too few different values for a Pareto k"
-        return f"effective sample size {self.ess:.2f}, {100 * self.zeros:.1f} % zeros, {k}"
+        shape = self.pareto_k
+        tail = f"Pareto k {shape:.2f}" if math.isfinite(shape) else "no tail that a Pareto k could be fitted to"
+        return f"effective sample size {self.ess:.2f}, {self.zeros:.1%} zeros, {tail}"
 
     @property
     def zeros(self) -> float:
@@ -77,7 +78,3 @@ def routing_view(fit: Fit) -> RoutingView | None:
         torch.stack(weights).prod(0).numpy(),
         [z.flatten().numpy() for z in served],
     )
-
-
-def pareto_k(weights: np.ndarray) -> float:
-    return float(az.psislw(np.log(weights))[1])

@@ -114,12 +114,9 @@ class RunFolder:
             file.unlink()
         self.report.unlink(missing_ok=True)
 
-    def begin(self, options: dict[str, Any], versions: dict[str, str]) -> None:
+    def write_config(self, options: dict[str, Any], versions: dict[str, str]) -> None:
         """
-        Make the folder, and write down what was asked for.
-
-        :raises OSError: if that cannot be done.
+        :raises OSError: if it cannot be written.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
         content = json.dumps({"options": options, "versions": versions}, indent=2)
         write_atomically(self.config, f"{content}\n".encode())

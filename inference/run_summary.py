@@ -3,6 +3,8 @@
 import math
 from typing import Any
 
+import numpy as np
+
 from inference.objective import Assignment, Estimator
 from inference.routing_view import RoutingView
 from inference.run_figures import load_columns, sites_of
@@ -53,7 +55,9 @@ def mean_and_error(run: Run) -> dict[str, tuple[float, float]]:
     """Of every metric of the test set over the seeds: mean and standard error, NaN for one seed."""
     if run.test is None:
         return {}
-    return {name: (float(values.mean()), float(values.sem())) for name, values in run.test.items()}
+    # A Pareto k of bounded weights is minus infinity.
+    with np.errstate(invalid="ignore"):
+        return {name: (float(values.mean()), float(values.sem())) for name, values in run.test.items()}
 
 
 def summary(run: Run, seed: int, view: RoutingView | None) -> dict[str, Any]:

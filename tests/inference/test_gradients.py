@@ -1,0 +1,118 @@
+"""The comparison of gradients: what is unbiased passes, biased twins fail, exact gradients are finite differences."""
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+
+from inference.gradients import Grids, compare, gradient_draws
+from inference.gradients_estimators import (
+    PROCEDURES,
+    Baseline,
+    GradientEstimator,
+    Objective,
+    balanced_estimator,
+    estimators,
+    exact_router_gradient,
+    routing_estimator,
+)
+from inference.gradients_problem import (
+    Problem,
+    Setting,
+    balanced_objective,
+    exact_balanced_gradient,
+    exact_gradient,
+    gated_objective,
+    parameters,
+    router_objective,
+)
+from prob_moe.distributions import CapacitySkip, GumbelMatching
+from prob_moe.testing import exact_balanced_objective
+
+SMALL = Setting(n=4, k=2)
+
+
+def identity(estimator: GradientEstimator) -> str:
+    return f"{estimator.name}-{estimator.baseline}"
+
+
+@pytest.mark.parametrize("estimator", estimators(), ids=identity)
+def test_unbiased_estimators_pass_and_their_biased_twins_fail(estimator: GradientEstimator) -> None:
+    frame = compare([("base", SMALL)], [estimator], num_samples=4000)
+    router = frame.set_index("part").loc["router"]
+    assert (router.bias_se > 5) == estimator.biased
+    assert frame.bias_se[frame.part == "experts"].item() < 5 or estimator.biased
+    assert router.objective == estimator.objective
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        router_objective,
+        gated_objective,
+        partial(balanced_objective, CapacitySkip),
+        partial(balanced_objective, GumbelMatching),
+    ],
+)
+def test_exact_gradients_are_finite_differences(objective: Callable) -> None:
+    problem = Problem.of(SMALL)
+    mixture = problem.mixture()
+    step = 1e-5
+    for parameter, gradient in zip(parameters(mixture), exact_gradient(problem, objective), strict=True):
+        flat = parameter.data.view(-1)
+        for index in range(flat.numel()):
+            values = []
+            for sign in (1, -1):
+                flat[index] += sign * step
+                with torch.no_grad():
+                    values.append(float(objective(mixture, problem.x, problem.y)))
+                flat[index] -= sign * step
+            slope = (values[0] - values[1]) / (2 * step)
+            assert slope == pytest.approx(float(gradient.view(-1)[index]), rel=1e-6, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["skip", "Gumbel-Matching"])
+def test_the_enumerated_balanced_objective_is_the_librarys(name: str) -> None:
+    problem = Problem.of(SMALL)
+    mixture = problem.mixture()
+    mixture.assignment = PROCEDURES[name]
+    ours = balanced_objective(PROCEDURES[name], mixture, problem.x, problem.y)
+    torch.testing.assert_close(ours, exact_balanced_objective(mixture, problem.x, problem.y))
+
+
+def test_the_gated_objective_is_not_the_routers() -> None:
+    problem = Problem.of(SMALL)
+    gated, router = exact_gradient(problem, gated_objective), exact_router_gradient(problem)
+    assert all((a - b).norm() > 0.1 * b.norm() for a, b in zip(gated, router, strict=True))
+
+
+def test_without_enumeration_the_bias_is_unknown() -> None:
+    assert exact_balanced_gradient(Problem.of(Setting()), CapacitySkip) is None
+    frame = compare([("base", Setting())], [balanced_estimator("skip", CapacitySkip, Baseline.NONE)], num_samples=100)
+    assert frame[["bias_se", "bias_fraction", "mean_cosine", "relative_variance"]].isna().all(axis=None)
+    assert frame.router_bias_se.notna().all()
+
+
+def test_leave_one_out_is_judged_at_equal_cost() -> None:
+    """With two particles and no baseline the variance halves, and equal cost makes it whole again."""
+    estimator = routing_estimator("skip", CapacitySkip, Baseline.LEAVE_ONE_OUT)
+    draws = gradient_draws(Problem.of(SMALL), estimator, 500)
+    router = torch.cat([draws[0].flatten(1), draws[1].flatten(1)], -1)
+    row = compare([("base", SMALL)], [estimator], num_samples=500).set_index("part").loc["router"]
+    assert row.variance == pytest.approx(2 * float(router.var(0).sum()) / SMALL.n)
+
+
+def test_draws_leave_the_random_state_alone() -> None:
+    before = torch.random.get_rng_state()
+    estimator = routing_estimator("skip", CapacitySkip, Baseline.NONE)
+    first, second = (gradient_draws(Problem.of(SMALL), estimator, 100)[0] for _ in range(2))
+    assert torch.equal(first, second)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_one_property_varies_at_a_time() -> None:
+    settings = Grids(n=(32, 64), k=(4,), capacity_factor=(1.0, 2.0), sharpness=(1.0,), imbalance=(0.0,)).settings()
+    assert [varies for varies, _ in settings] == ["base", "n", "capacity_factor", "small"]
+    assert settings[1][1] == Setting(64, 4, 1.0, 1.0, 0.0)
+    assert Objective.BALANCED == "balanced"
