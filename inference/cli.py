@@ -15,6 +15,7 @@ from inference.gradients_command import gradients
 from inference.likelihood_command import likelihood
 from inference.posterior_command import posterior
 from inference.progress import console, progress_bar
+from inference.show_command import show
 from inference.study import ARMS, Settings, contrasts, run_study, summary
 
 app = typer.Typer(
@@ -24,6 +25,7 @@ app = typer.Typer(
 )
 app.command()(fit)
 app.command()(likelihood)
+app.command()(show)
 app.command()(posterior)
 app.command()(gradients)
 
