@@ -107,7 +107,7 @@ def _write(table: pd.DataFrame, out: Path) -> list[str]:
     return files
 
 
-def _records(frame: pd.DataFrame) -> list[dict]:
+def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """Rows for JSON, which has neither NaN nor infinity: they become null."""
     return json.loads(frame.to_json(orient="records"))
 

@@ -32,7 +32,7 @@ def _loads(axis: Axes, results: dict[str, Likelihood]) -> None:
         axis.errorbar(position + offset, mean, bars, fmt="o", markersize=4, capsize=2, color=f"C{index}", label=name)
     demand = routing.logits.softmax(-1).sum(0)
     axis.hlines(demand, position - 0.4, position + 0.4, color="black", linewidth=0.8, label="router's demand Σ p")
-    axis.axhline(results["skip"].routing.capacity, color="black", linewidth=0.8, linestyle="--", label="capacity")
+    axis.axhline(float(results["skip"].routing.capacity or 0), color="black", linewidth=0.8, linestyle="--", label="capacity")
     axis.set(
         xlabel="expert", ylabel="datapoints processed", title="loads: mean, 5 to 95 % of the draws", ylim=(0, None)
     )
