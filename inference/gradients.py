@@ -15,6 +15,8 @@ from prob_moe.testing import GradientRow
 #: copies of the problem side by side, each of which gives a draw, and the elements that limit them
 COPIES = 250
 MAX_ELEMENTS = 2**17
+#: of central differences, in units of the gradient's norm
+ROUNDING = 1e-4
 
 #: what is compared as one vector, by the indices of its parameters
 PARTS = {"router": (0, 1), "router bias": (1,), "experts": (2, 3)}
@@ -66,8 +68,8 @@ def compare(
     A row for every setting, estimator and part of the parameters. Gradients are of objectives summed over datapoints.
 
     * ``bias_se``: distance of the mean from the exact gradient of ``objective`` in standard errors, of the worst
-      coordinate; infinite where draws do not vary and yet miss it. ``bias_fraction``: norm of that distance by the
-      norm of the exact gradient; ``bias_fraction_se``: what an unbiased estimator would show by chance.
+      coordinate; 0 or infinite for a deterministic gradient, which hits or misses. ``bias_fraction``: norm of that
+      distance by the norm of the exact gradient; ``bias_fraction_se``: what an unbiased estimator would show by chance.
       ``mean_cosine`` of single draws and ``cosine_of_mean`` with the exact gradient. All NaN where the exact gradient
       of the objective cannot be had. ``router_...``: the same against the router objective.
     * ``variance``: trace of the covariance of one draw, nats², times particles (so at equal cost) by datapoints.
@@ -86,7 +88,8 @@ def compare(
         exact_router = exact_router_gradient(problem)
         for estimator in estimators:
             exact = exact_router if estimator.objective is Objective.ROUTER else estimator.exact(problem)
-            draws = gradient_draws(problem, estimator, num_samples, seed)
+            # Two draws tell whether they are equal.
+            draws = gradient_draws(problem, estimator, 2 if estimator.deterministic else num_samples, seed)
             common = {"varies": varies, **asdict(setting), "capacity": setting.capacity}
             rows += [common | row for row in _rows(estimator, setting, draws, exact, exact_router)]
             advance(estimator.name)
@@ -123,19 +126,20 @@ def _rows(
 ) -> Iterator[dict[str, Any]]:
     for part, indices in PARTS.items():
         drawn = _flat(draws, indices, 1)
-        against_router = GradientRow.of(part, drawn, _flat(exact_router, indices, 0))
+        against_router = _report(part, drawn, _flat(exact_router, indices, 0), estimator.deterministic)
         row: dict[str, Any] = {
             "estimator": estimator.name,
             "baseline": estimator.baseline,
             "objective": str(estimator.objective),
             "biased": estimator.biased,
+            "deterministic": estimator.deterministic,
             "part": part,
             "particles": estimator.particles,
             "num_samples": len(drawn),
         }
         if exact is not None:
             target = _flat(exact, indices, 0)
-            report = GradientRow.of(part, drawn, target)
+            report = _report(part, drawn, target, estimator.deterministic)
             row |= _numbers(report)
             row["bias_fraction_se"] = (report.variance / len(drawn)) ** 0.5 / float(target.norm().clamp(min=1e-300))
         else:
@@ -143,6 +147,15 @@ def _rows(
         row |= {f"router_{name}": value for name, value in _numbers(against_router).items()}
         row["variance"] = against_router.variance * estimator.particles / setting.n
         yield row
+
+
+def _report(part: str, drawn: Tensor, exact: Tensor, deterministic: bool) -> GradientRow:
+    report = GradientRow.of(part, drawn, exact)
+    if not deterministic:
+        return report
+    # Without noise there is no standard error: it is the exact gradient, up to central differences, or it is not.
+    same = torch.allclose(drawn[0], exact, rtol=0, atol=ROUNDING * float(exact.norm()))
+    return replace(report, bias=0.0 if same else float("inf"))
 
 
 def _flat(tensors: list[Tensor], indices: Sequence[int], start_dim: int) -> Tensor:

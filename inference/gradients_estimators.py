@@ -30,13 +30,18 @@ Loss = Callable[[], Tensor]
 
 
 class Objective(StrEnum):
-    """What an estimator's expected gradient is compared with; all are log-likelihoods, in nats."""
+    """
+    What an estimator's expected gradient is compared with; all are log-likelihoods, in nats.
+
+    * router: sum_i E_{z_i ~ p_i}[f_i(z_i)].
+    * balanced: E_{Z ~ procedure}[sum_i f_i(z_i)].
+    * gated: sum_i E_{z_i ~ p_i}[L_i(p_{i z_i} f_{z_i}(x_i))], of outputs scaled by the gate, without capacity.
+    * own: sum_i L_i(y_i), of the output y of the deterministic model that runs.
+    """
 
     ROUTER = "router"
     BALANCED = "balanced"
-    #: the expected log-likelihood of outputs scaled by the gate
     GATED = "gated"
-    #: the log-likelihood of the deterministic model that runs
     OWN = "own"
 
 
@@ -48,6 +53,8 @@ class Baseline(StrEnum):
     LEAVE_ONE_OUT = "leave-one-out"
     #: E[f_i], which a learned baseline tends to
     VALUE = "expected cost"
+    #: there is no score function that could have one
+    ABSENT = ""
 
 
 @dataclass(frozen=True)
@@ -60,16 +67,18 @@ class GradientEstimator:
     :param exact: the exact gradient of that objective, or None where it cannot be had.
     :param particles: draws of the assignment behind one gradient.
     :param warm_up: steps before the first gradient, for baselines that remember.
+    :param deterministic: whether all draws are equal.
     :param biased: whether it is known to be biased for its objective.
     """
 
     name: str
-    baseline: str
+    baseline: Baseline
     objective: Objective
     loss: Callable[[Problem, MixtureOfExperts, int], Loss]
     exact: Callable[[Problem], list[Tensor] | None]
     particles: int = 1
     warm_up: int = 0
+    deterministic: bool = False
     biased: bool = False
 
 
@@ -209,9 +218,13 @@ def estimators() -> list[GradientEstimator]:
     Every distribution with every baseline, weighted and not; the balanced objective. Independent routing with the
     expected cost is REINFORCE with a learned baseline (RL-R of Clark et al., 2022) once that has converged.
     """
-    rows = [routing_estimator(name, procedure, b) for name, procedure in PROCEDURES.items() for b in Baseline]
-    rows.append(routing_estimator("dependent rounding, router marginals", ROUTER_MARGINALS, Baseline.DECAYING))
     simple = (Baseline.NONE, Baseline.DECAYING, Baseline.LEAVE_ONE_OUT)
+    rows = [
+        routing_estimator(name, procedure, baseline)
+        for name, procedure in PROCEDURES.items()
+        for baseline in (*simple, Baseline.VALUE)
+    ]
+    rows += [routing_estimator("dependent rounding, router marginals", ROUTER_MARGINALS, b) for b in simple[:2]]
     for name, procedure in PROCEDURES.items():
         if procedure is not IndependentRouting:  # its weights are 1
             rows += [routing_estimator(name, procedure, b, weighted=False) for b in simple]

@@ -54,8 +54,10 @@ def compare(loos: dict[int, Any]) -> pd.DataFrame:
     """
     order = sorted(loos, key=lambda k: -loos[k].elpd_loo)
     if len(loos) > 1:
-        # The names come back as they go in, but only as strings without complaint.
-        compared = az.compare({str(k): elpd for k, elpd in loos.items()}).loc[[str(k) for k in order]]
+        with warnings.catch_warnings():
+            # arviz sorts in a way that pandas gives up.
+            warnings.filterwarnings("ignore", message="The inplace keyword", category=DeprecationWarning)
+            compared = az.compare({str(k): elpd for k, elpd in loos.items()}).loc[[str(k) for k in order]]
         difference, error, weight = (compared[name].to_numpy() for name in ("elpd_diff", "dse", "weight"))
     else:
         difference, error, weight = np.zeros(1), np.zeros(1), np.ones(1)
