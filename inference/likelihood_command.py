@@ -120,6 +120,7 @@ def _finite(value: float | None) -> float | None:
 def _law_table(results: dict[str, Likelihood]) -> Table:
     draws = len(next(iter(results.values())).draws)
     table = Table(
+        padding=(0, 0, 0, 1),
         title="The law: probability of the assignment z (nats; ± standard error)",
         caption=f"ΣP: over all values, where they are few; drawn: z's share of {draws:,} draws",
     )
@@ -132,7 +133,7 @@ def _law_table(results: dict[str, Likelihood]) -> Table:
             name,
             _number(result.log_prob, result.error),
             _number(result.mode_log_prob),
-            "" if result.total is None else f"{result.total:.6f}",
+            "" if result.total is None else f"{result.total:.4f}",
             "" if result.log_prob is None else f"{math.exp(result.log_prob):.3g}",
             f"{frequency:.3g} ± {error:.1g}",
         )
@@ -148,7 +149,7 @@ def _number(value: float | None, error: float = 0.0) -> str:
 
 def _weight_table(results: dict[str, Likelihood]) -> Table:
     summaries = {name: result.weight_summary() for name, result in results.items()}
-    table = Table(title="Importance weights w of the draws")
+    table = Table(title="Importance weights w of the draws", padding=(0, 0, 0, 1))
     table.add_column("procedure", no_wrap=True)
     for name in next(iter(summaries.values())):
         table.add_column(name, justify="right", no_wrap=True)
