@@ -25,7 +25,11 @@ def expert_colors(num_experts: int) -> list[str]:
     distinct = [color for color in TABLEAU_COLORS.values() if color != TABLEAU_COLORS["tab:gray"]]
     if num_experts <= len(distinct):
         return distinct[:num_experts]
-    return [to_hex(plt.get_cmap("nipy_spectral")(place)) for place in np.linspace(0.08, 0.95, num_experts)]
+    # Darker than the map is, so that white letters can be read on all of it.
+    return [
+        to_hex(0.85 * np.array(color[:3]))
+        for color in plt.get_cmap("nipy_spectral")(np.linspace(0.08, 0.95, num_experts))
+    ]
 
 
 def expert_legend(figure: Figure, num_experts: int, *, dropped: bool = False) -> None:

@@ -10,8 +10,8 @@ from inference.figure_style import WIDTH, expert_colors
 
 #: experts up to which every edge of an exchange graph has its label; with more, the cheapest way out of each
 LABELLED = 5
-#: experts whose numbers fit into a table of pairs
-TABULATED = 12
+#: experts of which numbers can be read in a graph or a table of pairs
+READABLE = 12
 
 
 def draw_assignment(graph: nx.Graph, names: list[str]) -> Figure:
@@ -58,13 +58,13 @@ def draw_assignment(graph: nx.Graph, names: list[str]) -> Figure:
     large = 9 if len(experts) <= 10 else 6
     for expert in experts:
         load, capacity = graph.nodes[expert]["load"], graph.nodes[expert]["capacity"]
-        (x, y), of = place[expert], "" if capacity is None else f" of {capacity}"
+        (x, y), of = place[expert], "" if capacity is None else f"/{capacity}"
         axis.text(x, y, str(expert[1]), ha="center", va="center", fontsize=large, color="white", weight="bold")
         axis.text(x, y + 0.15, f"{load}{of}", ha="center", va="bottom", fontsize=large)
-    axis.text(-0.02, 1.15, "load:", ha="right", va="bottom", fontsize=large)
+    axis.text(-0.02, 1.15, "load" if capacity is None else "load/capacity", ha="right", va="bottom", fontsize=9)
     axis.text(-0.02, 1.0, "expert", ha="right", va="center", fontsize=9)
     axis.text(-0.02, 0.0, "datapoint", ha="right", va="center", fontsize=9)
-    axis.set(xlim=(-0.12, 1.02), ylim=(-0.3, 1.35))
+    axis.set(xlim=(-0.14, 1.02), ylim=(-0.3, 1.35))
     axis.set_axis_off()
     return figure
 
@@ -83,7 +83,12 @@ def draw_exchange(graph: nx.DiGraph) -> Figure:
 
 def _draw_graph(axis: Axes, graph: nx.DiGraph) -> None:
     colors = expert_colors(len(graph))
-    place = nx.circular_layout(graph)
+    title = "experts: shadow price v, load"
+    if len(graph) > READABLE:
+        highest = sorted(graph, key=lambda expert: -graph.nodes[expert]["price"])[:READABLE]
+        graph = graph.subgraph(highest)
+        title = f"the {READABLE} highest shadow prices v"
+    place = nx.circular_layout(sorted(graph))
     edges = list(graph.edges)
     if len(graph) > LABELLED:
         edges = [
@@ -98,28 +103,27 @@ def _draw_graph(axis: Axes, graph: nx.DiGraph) -> None:
     )
     labels = {edge: f"{graph.edges[edge]['cost']:.2f}" for edge in edges}
     for a, b in edges:
-        # Nearer to the beginning than to the end, so that the labels of crossing edges do not meet.
+        # With all edges, nearer to the beginning than to the end, so that the labels of crossing ones do not meet.
         nx.draw_networkx_edge_labels(
             graph,
             place,
             {(a, b): labels[a, b]},
             ax=axis,
             connectionstyle=curve,
-            label_pos=0.36,
+            label_pos=0.36 if len(graph) <= LABELLED else 0.5,
             font_size=8,
             font_color=colors[a],
             rotate=False,
             bbox={"boxstyle": "round,pad=0.1", "fc": "white", "ec": "none"},
         )
-    nx.draw_networkx_nodes(graph, place, ax=axis, node_size=1500, node_color=colors)
+    nx.draw_networkx_nodes(graph, place, ax=axis, node_size=1500, node_color=[colors[node] for node in graph])
     for node, (x, y) in place.items():
         data = graph.nodes[node]
-        text = f"{node}\nv = {data['price']:.2f}\n{data['load']} of {data['capacity']}"
+        text = f"{node}\nv = {data['price']:.2f}\n{data['load']}/{data['capacity']}"
         axis.text(x, y, text, ha="center", va="center", fontsize=7, color="white", weight="bold")
     axis.margins(0.18)
     axis.set_axis_off()
-    cheapest = "" if len(graph) <= LABELLED else ": the cheapest way out of each"
-    axis.set_title(f"expert, shadow price v, load{cheapest}")
+    axis.set_title(title + (", cheapest exchanges" if len(graph) > LABELLED else ""))
 
 
 def _draw_costs(figure: Figure, axis: Axes, graph: nx.DiGraph) -> None:
@@ -128,7 +132,7 @@ def _draw_costs(figure: Figure, axis: Axes, graph: nx.DiGraph) -> None:
     largest = np.abs(np.nan_to_num(costs)).max() or 1.0
     axis.set_facecolor("0.9")  # where there is no edge
     image = axis.imshow(costs, cmap="RdBu_r", vmin=-largest, vmax=largest)
-    if len(graph) <= TABULATED:
+    if len(graph) <= READABLE:
         for (a, b), cost in np.ndenumerate(costs):
             if a != b:
                 text = f"{cost:.2f}" if np.isfinite(cost) else "∞"

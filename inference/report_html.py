@@ -25,7 +25,7 @@ figure { margin: 1.2rem 0 1.8rem; } img { max-width: 100%; height: auto; display
 figcaption { color: #444; font-size: .95rem; margin-top: .4rem; }
 table { border-collapse: collapse; margin: 1rem 0; font-size: .92rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .8rem .25rem 0; text-align: right; border-bottom: 1px solid #e4e4e4; }
-th:first-child, td:first-child, .words td { text-align: left; vertical-align: top; }
+th:first-child, td:first-child, .words th, .words td { text-align: left; vertical-align: top; }
 .wide { overflow-x: auto; } details { margin: 1rem 0; } summary { cursor: pointer; color: #14568f; }
 .out { background: #fdf4e3; border-left: 4px solid #d99a1c; padding: .5rem .9rem; }
 """

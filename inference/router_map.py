@@ -13,8 +13,8 @@ from torch import Tensor
 
 from inference.figure_style import DROPPED, WIDTH, expert_colors, expert_legend
 from inference.tasks import Model
-from models.stacked import StackedMixture
 from prob_moe.diagnostics import RoutingRecorder
+from prob_moe.mixture import MixtureOfExperts
 
 #: letters that a datapoint can be drawn as
 LETTERS = 2
@@ -64,7 +64,7 @@ def along_a_line(model: Model, x: Tensor, y: Tensor, served: Served) -> Figure:
     top.set(ylabel="router probability", ylim=(-0.02, 1.02))
     if real:
         _scatter(bottom, np.column_stack([served.points[:, 0], y.numpy()]), served, letters=False)
-        if not isinstance(model, StackedMixture):
+        if isinstance(model, MixtureOfExperts):
             with torch.no_grad():
                 outputs = model.experts.dense(grid).squeeze(-1)
             limits = bottom.get_ylim()

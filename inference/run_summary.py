@@ -19,7 +19,7 @@ PROCEDURES = {
 }
 OBJECTIVES = {
     Estimator.WEIGHTED: "the router objective R = Σ_i E[log p(y_i | x_i, z_i)] with z_i ~ p_i independently; the "
-    "procedure is a proposal, corrected by importance weights: unbiased",
+    "procedure is a proposal, corrected by importance weights: unbiased where datapoints meet in the capacity only",
     Estimator.UNWEIGHTED: "the router objective R = Σ_i E[log p(y_i | x_i, z_i)] with z_i ~ p_i independently, without "
     "the weights that correct the procedure: biased",
     Estimator.BALANCED: "the balanced objective B = E[Σ_i log p(y_i | x_i, z_i)] with Z ~ the procedure, which is the "
