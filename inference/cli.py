@@ -12,6 +12,7 @@ from inference.exits import OneLineErrors
 from inference.fit import NonFiniteLossError
 from inference.fit_command import fit
 from inference.gradients_command import gradients
+from inference.posterior_command import posterior
 from inference.progress import console, progress_bar
 from inference.study import ARMS, Settings, contrasts, run_study, summary
 
@@ -21,6 +22,7 @@ app = typer.Typer(
     help="Train and study mixtures of experts whose routing is a random variable.",
 )
 app.command()(fit)
+app.command()(posterior)
 app.command()(gradients)
 
 

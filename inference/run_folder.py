@@ -79,8 +79,7 @@ class RunFolder:
         :raises ValueError: if the file is damaged.
         """
         try:
-            content = json.loads(self.config.read_text(encoding="utf-8"))
-            return content["options"]
+            return dict(json.loads(self.config.read_text(encoding="utf-8"))["options"])
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError) as error:
@@ -96,12 +95,9 @@ class RunFolder:
         for file in (*self.path.glob("fit_*.csv"), *self.path.glob("fit_*.png")):
             file.unlink()
 
-    def begin(self, options: dict[str, Any], versions: dict[str, str]) -> None:
+    def write_config(self, options: dict[str, Any], versions: dict[str, str]) -> None:
         """
-        Make the folder, and write down what was asked for.
-
-        :raises OSError: if that cannot be done.
+        :raises OSError: if it cannot be written.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
         content = json.dumps({"options": options, "versions": versions}, indent=2)
         write_atomically(self.config, f"{content}\n".encode())
