@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numba
 import pandas as pd
@@ -112,7 +112,7 @@ def _records(frame: pd.DataFrame) -> list[dict]:
     return json.loads(frame.to_json(orient="records"))
 
 
-def _numbers(option: str, text: str | None, kind: type) -> tuple | None:
+def _numbers(option: str, text: str | None, kind: type) -> tuple[Any, ...] | None:
     if text is None:
         return None
     try:
