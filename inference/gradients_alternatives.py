@@ -43,8 +43,7 @@ def alternatives() -> list[GradientEstimator]:
                 "S-BASE": _limited(routers.SinkhornBASE),
                 "expert choice": _limited(routers.ExpertChoice),
                 "σ-MoE, top 2": _limited(routers.SigmaMoE),
-                # At the default of 1 its plan sits at ties, where the output jumps and has no gradient.
-                "sparse transport, top 2": _limited(routers.SparsityConstrainedTransport, regularization=0.1),
+                "sparse transport, top 2": _limited(routers.SparsityConstrainedTransport),
                 # A bias that moves would change the model between draws.
                 "loss-free bias": lambda p: routers.LossFreeBias(
                     p.setting.k, rate=0.0, capacity_factor=p.setting.capacity_factor

@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 import typer
 
+from inference.exits import end
 from inference.expected_gradients import relative_errors
 from inference.gradients import Grids, compare
 from inference.gradients_alternatives import alternatives
@@ -67,8 +68,7 @@ def gradients(
         table = None if enumeration else _compare(grids, num_samples, seed, quiet=as_json)
         files = ["expected_gradients.csv", *(() if table is None else _write(table, out))]
     except (ValueError, OSError) as error:
-        console.print(f"[red]{error}[/red]")
-        raise typer.Exit(2) from None
+        end(str(error))
     if as_json:
         frames = {"gradients": table, "expected_gradients": errors}
         typer.echo(json.dumps({name: _records(frame) for name, frame in frames.items() if frame is not None}))

@@ -36,7 +36,7 @@ def variances(frame: pd.DataFrame) -> Figure:
                 column,
             )
             axis.set_yscale("log")
-            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5)))
             axis.yaxis.set_major_formatter("{x:g}")
             axis.yaxis.set_minor_formatter(NullFormatter())
             axis.grid(axis="y", color="0.93")
