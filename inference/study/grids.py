@@ -21,7 +21,7 @@ class Grid:
     load_balancing: tuple[float, ...] = (0.0,)
     breaks: tuple[float, ...] = (0.5,)
     num_seeds: int = 100
-    num_steps: int = 1500
+    num_steps: int = 2000
     capacity_factor: float = 1.0
     seed: int = 0
     digits_seeds: int = 0
@@ -57,13 +57,20 @@ class Grid:
 GRIDS: dict[str, Grid] = {
     "none": Grid(),
     "reduced": Grid(
-        tuple(ARMS), (0.1, 0.3), (0.0, 0.1), (0.5, 0.3), num_seeds=20, num_steps=400, digits_seeds=2, digits_epochs=10
+        arms=tuple(ARMS),
+        learning_rates=(0.1, 0.3),
+        load_balancing=(0.0, 0.1),
+        breaks=(0.5, 0.3),
+        num_seeds=20,
+        num_steps=600,
+        digits_seeds=2,
+        digits_epochs=10,
     ),
     "full": Grid(
-        tuple(ARMS),
-        (0.03, 0.1, 0.3),
-        (0.0, 0.1),
-        (0.5, 0.3),
+        arms=tuple(ARMS),
+        learning_rates=(0.03, 0.1, 0.3),
+        load_balancing=(0.0, 0.1, 1.0),
+        breaks=(0.5, 0.3),
         digits_seeds=5,
         digits_learning_rates=(1e-3, 3e-3, 1e-2),
     ),

@@ -54,7 +54,7 @@ class ToyRun(Run):
 
     break_at: float = 0.5
     num_seeds: int = 100
-    num_steps: int = 1500
+    num_steps: int = 2000
     num_datapoints: int = 100
 
     def __post_init__(self) -> None:
