@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from prob_moe.distributions import AssignmentDistribution, GumbelMatching
 from prob_moe.distributions.support import router_choices
 from prob_moe.experts import BatchedExperts
-from prob_moe.routers.losses import load_balancing_loss
+from prob_moe.routers.losses import check_weight, load_balancing_loss
 
 
 class MixtureOfExperts(PyroModule):
@@ -74,8 +74,7 @@ class MixtureOfExperts(PyroModule):
         super().__init__()
         if (capacity is None) == (capacity_factor is None):
             raise ValueError(f"give one of capacity and capacity_factor, got {capacity} and {capacity_factor}")
-        if not load_balancing >= 0:
-            raise ValueError(f"load_balancing must be a weight >= 0, got {load_balancing!r}")
+        check_weight("load_balancing", load_balancing)
         self.router = router
         self.experts = experts
         self.likelihood = likelihood

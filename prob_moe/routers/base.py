@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +54,8 @@ class SparseRouting(Routing):
         if choices > 1:
             copies = copies.unsqueeze(-3).expand(*batch, choices, n, x.shape[-1]).flatten(-3, -2)
         chosen = experts(copies, self.assignment.flatten(-2), capacity=self.capacity)
-        out = (self.gate.unsqueeze(-1) * chosen.unflatten(-2, (choices, n))).sum(-3)
+        gate = self.gate.masked_fill(self.assignment < 0, 0.0)
+        out = (gate.unsqueeze(-1) * chosen.unflatten(-2, (choices, n))).sum(-3)
         if self.carry is None:
             return out
         if x.shape[-1] != out.shape[-1]:
@@ -123,9 +124,37 @@ class Router(nn.Module, ABC):
             return self.capacity
         return max(n, 1) if self.capacity_factor is None else capacity_from_factor(self.capacity_factor, n, k)
 
+    def to_experts(
+        self, logits: Tensor, mask: Tensor | None, choices: Tensor, gate: Tensor, loss: Tensor | None = None
+    ) -> SparseRouting:
+        """
+        What most routers end with: the chosen experts, first come, first served.
+
+        :param logits: as :meth:`prepare` returns them, (*batch, n, k).
+        :param mask: likewise, (*batch, n) or None.
+        :param choices: the chosen experts of every datapoint, long (*batch, m, n).
+        :param gate: (*batch, m, n).
+        :param loss: (*batch); None for 0.
+        """
+        capacity = self.capacity_of(logits)
+        assignment = within_capacity(choices, capacity, logits.shape[-1], mask)
+        return SparseRouting(assignment, gate, capacity, logits.new_zeros(logits.shape[:-2]) if loss is None else loss)
+
     def extra_repr(self) -> str:
-        options: dict[str, Any] = {"capacity": self.capacity, "capacity_factor": self.capacity_factor}
+        options = {name: value for name, value in vars(self).items() if name != "training" and name[0] != "_"}
         return ", ".join(f"{name}={value}" for name, value in options.items() if value is not None)
+
+
+def top_choices(scores: Tensor, num_selected: int) -> Tensor:
+    """
+    :param scores: (*batch, n, k).
+    :param num_selected: m.
+    :returns: the m experts of the highest scores, best first, long (*batch, m, n).
+    :raises ValueError: if there are fewer than m experts.
+    """
+    if num_selected > scores.shape[-1]:
+        raise ValueError(f"num_selected={num_selected} exceeds the number of experts, {scores.shape[-1]}; lower it")
+    return scores.topk(num_selected, dim=-1).indices.mT
 
 
 def within_capacity(choices: Tensor, capacity: int, num_experts: int, mask: Tensor | None = None) -> Tensor:

@@ -1,5 +1,7 @@
 """Auxiliary losses of routers."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -40,3 +42,11 @@ def z_loss(logits: Tensor, mask: Tensor | None = None) -> Tensor:
     squares = logits.logsumexp(-1).square()
     present = torch.ones_like(squares, dtype=torch.bool) if mask is None else mask.expand(squares.shape)
     return squares.masked_fill(~present, 0.0).sum(-1) / present.sum(-1).clamp(min=1)
+
+
+def check_weight(name: str, weight: float) -> None:
+    """
+    :raises ValueError: if the weight of a loss is negative or not finite.
+    """
+    if not 0 <= weight < math.inf:
+        raise ValueError(f"{name} must be a weight >= 0, got {weight!r}")
