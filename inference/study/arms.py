@@ -6,7 +6,14 @@ from enum import StrEnum
 from functools import partial
 from typing import Any
 
-from inference.study.learners import BalancedObjective, ExactGradient, GatedLearner, Learner, RouterObjective
+from inference.study.learners import (
+    BalancedObjective,
+    ExactGradient,
+    GatedLearner,
+    Learner,
+    RouterObjective,
+    StraightThroughLearner,
+)
 from inference.study.problems import Problem
 from prob_moe.distributions import (
     AssignmentDistribution,
@@ -15,13 +22,25 @@ from prob_moe.distributions import (
     GumbelMatching,
     IndependentRouting,
 )
-from prob_moe.routers import Router
+from prob_moe.routers import (
+    DenseMixer,
+    DenseMixture,
+    GumbelSoftmax,
+    HashRouting,
+    LossFreeBias,
+    Router,
+    SampledGate,
+    SparseMixer,
+    SparseMixerV2,
+    Switch,
+)
 from prob_moe.routers.base_layer import BASELayer
-from prob_moe.routers.sinkhorn import SinkhornBASE
 from prob_moe.routers.expert_choice import ExpertChoice
 from prob_moe.routers.sigma_moe import SigmaMoE
+from prob_moe.routers.sinkhorn import SinkhornBASE
 from prob_moe.routers.smear import SMEAR
 from prob_moe.routers.soft_moe import SoftMoE
+from prob_moe.routers.sparsity_constrained import SparsityConstrainedTransport
 
 
 class Group(StrEnum):
@@ -30,8 +49,9 @@ class Group(StrEnum):
     ROUTER = "router objective, unbiased"
     TWIN = "router objective, biased"
     BALANCED = "balanced objective, unbiased"
-    GATED = "sampled gate"
-    OWN = "its own deterministic model"
+    GATED = "gated objective, biased"
+    OWN = "own sparse deterministic model"
+    DENSE = "own dense deterministic model"
 
 
 @dataclass(frozen=True)
@@ -68,36 +88,60 @@ def _balanced(problem: Problem, assignment: type[AssignmentDistribution]) -> Lea
 
 
 def _gated(
-    problem: Problem, router: type[Router], balancing: str | None = None, serves_all: bool = True, **options: Any
+    problem: Problem,
+    router: type[Router],
+    *,
+    balancing: str | None = None,
+    limited: bool = True,
+    serves_all: bool = True,
+    **options: Any,
 ) -> Learner:
     """
     :param balancing: the router's own option for the weight of its load-balancing loss; else it pays Switch's.
+    :param limited: whether it has a capacity.
     :param serves_all: whether to serve without a limit on the loads. The code of Switch Transformers serves with twice
         the capacity; here that is no limit. Where the capacity decides what is computed, it stays.
     """
     mixture = problem.mixture
     if balancing is not None:
         options[balancing] = mixture.load_balancing
+    if limited:
+        options["capacity_factor"] = mixture.capacity_factor
     weight = 0.0 if balancing is not None else mixture.load_balancing
     return GatedLearner(mixture, router(**options), load_balancing=weight, serves_all=serves_all)
-
-
-def _limited(problem: Problem, router: type[Router], **options: Any) -> Learner:
-    return _gated(problem, router, capacity_factor=problem.mixture.capacity_factor, **options)
 
 
 def _base(problem: Problem) -> Learner:
     """The input is mixed into the output where both have the same features."""
     experts = problem.mixture.experts
-    return _limited(problem, BASELayer, carry=experts.in_features == experts.out_features)
+    return _gated(problem, BASELayer, carry=experts.in_features == experts.out_features)
 
 
-def _alternative(name: str, group: Group, router: type[Router], build: Callable[[Problem], Learner]) -> Arm:
-    return Arm(name, group, router.objective, build)
+def _loss_free(problem: Problem) -> Learner:
+    experts = problem.mixture.experts
+    return _gated(problem, LossFreeBias, num_experts=experts.num_experts, batch_shape=tuple(experts.batch_shape))
 
 
-_R = "R, the router objective"
-_B = "B, the balanced objective of its procedure"
+def _hash(problem: Problem) -> Learner:
+    learner = _gated(problem, HashRouting)
+    assert isinstance(learner, GatedLearner)
+    learner.identity = problem.identity
+    return learner
+
+
+def _gumbel_softmax(problem: Problem) -> Learner:
+    mixture = problem.mixture
+    router = GumbelSoftmax(load_balancing=mixture.load_balancing, capacity_factor=mixture.capacity_factor)
+    return StraightThroughLearner(mixture, router, load_balancing=0.0, serves_all=True)
+
+
+def _alternative(name: str, group: Group, router: type[Router], **options: Any) -> Arm:
+    return Arm(name, group, router.objective, partial(_gated, router=router, **options))
+
+
+_R = "router objective R"
+_B = "balanced objective B of its procedure"
+_SWITCHED: dict[str, Any] = {"balancing": "load_balancing"}
 
 _ALL = (
     Arm("exact gradient", Group.ROUTER, _R, _exact),
@@ -109,37 +153,41 @@ _ALL = (
     Arm(
         "skip, unweighted",
         Group.TWIN,
-        "none: the unweighted twin of skip",
+        "none: unweighted twin of skip",
         partial(_sampled, assignment=CapacitySkip, weighted=False),
     ),
     Arm(
         "Gumbel-Matching, unweighted",
         Group.TWIN,
-        "none: the unweighted twin of Gumbel-Matching",
+        "none: unweighted twin of Gumbel-Matching",
         partial(_sampled, assignment=GumbelMatching, weighted=False),
     ),
+    Arm("Gumbel-softmax", Group.TWIN, GumbelSoftmax.objective, _gumbel_softmax),
     Arm("skip, balanced", Group.BALANCED, _B, partial(_balanced, assignment=CapacitySkip)),
     Arm("Gumbel-Matching, balanced", Group.BALANCED, _B, partial(_balanced, assignment=GumbelMatching)),
-    _alternative("BASE", Group.OWN, BASELayer, _base),
-    _alternative("S-BASE", Group.OWN, SinkhornBASE, partial(_limited, router=SinkhornBASE)),
-    _alternative(
-        "expert choice",
-        Group.OWN,
-        ExpertChoice,
-        partial(_limited, router=ExpertChoice, serves_all=False),
-    ),
-    _alternative(
-        "σ-MoE",
-        Group.OWN,
-        SigmaMoE,
-        partial(_limited, router=SigmaMoE, balancing="entropy_weight", num_selected=1),
-    ),
-    _alternative("SMEAR", Group.OWN, SMEAR, partial(_gated, router=SMEAR)),
-    _alternative("Soft MoE", Group.OWN, SoftMoE, partial(_gated, router=SoftMoE, serves_all=False)),
+    _alternative("sampled gate", Group.GATED, SampledGate, **_SWITCHED),
+    _alternative("SparseMixer v1", Group.GATED, SparseMixer, **_SWITCHED),
+    _alternative("SparseMixer v2", Group.GATED, SparseMixerV2, **_SWITCHED),
+    _alternative("Switch", Group.OWN, Switch, **_SWITCHED),
+    Arm("BASE", Group.OWN, BASELayer.objective, _base),
+    _alternative("S-BASE", Group.OWN, SinkhornBASE),
+    _alternative("expert choice", Group.OWN, ExpertChoice, serves_all=False),
+    _alternative("σ-MoE", Group.OWN, SigmaMoE, balancing="entropy_weight", num_selected=1),
+    Arm("loss-free bias", Group.OWN, LossFreeBias.objective, _loss_free),
+    _alternative("sparse transport", Group.OWN, SparsityConstrainedTransport, num_selected=1, gate="softmax"),
+    Arm("hash", Group.OWN, HashRouting.objective, _hash),
+    _alternative("DenseMixer", Group.OWN, DenseMixer),
+    _alternative("dense mixture", Group.DENSE, DenseMixture, limited=False),
+    _alternative("SMEAR", Group.DENSE, SMEAR, limited=False),
+    _alternative("Soft MoE", Group.DENSE, SoftMoE, limited=False, serves_all=False),
 )
 
 #: all arms by name
 ARMS = {arm.name: arm for arm in _ALL}
 
 #: the estimators of the router objective and their twins, which the quick study runs
-CORE = tuple(arm.name for arm in _ALL if arm.group in (Group.ROUTER, Group.TWIN))
+CORE = tuple(
+    name
+    for name, arm in ARMS.items()
+    if arm.group in (Group.ROUTER, Group.TWIN) and name not in ("RL-R", "Gumbel-softmax")
+)

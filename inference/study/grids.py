@@ -27,9 +27,10 @@ class Grid:
     digits_seeds: int = 0
     digits_learning_rates: tuple[float, ...] = (3e-3,)
     digits_epochs: int = 40
+    digits_capacity_factor: float = 1.25
 
     def runs(self) -> list[Run]:
-        """:returns: the runs, slow arms first, so that no process is left with one at the end."""
+        """:returns: the runs, setting by setting, so that an unfinished study compares all arms at some settings."""
         runs: list[Run] = [
             ToyRun(
                 arm,
@@ -41,14 +42,12 @@ class Grid:
                 num_seeds=self.num_seeds,
                 num_steps=self.num_steps,
             )
-            for arm, break_at, rate, weight in product(
-                self.arms, self.breaks, self.learning_rates, self.load_balancing
-            )
+            for arm, break_at, rate, weight in product(self.arms, self.breaks, self.learning_rates, self.load_balancing)
         ]
         runs += [
-            DigitsRun(arm, rate, weight, max(self.capacity_factor, 1.25), seed, num_epochs=self.digits_epochs)
-            for arm, rate, weight, seed in product(
-                self.arms, self.digits_learning_rates, self.load_balancing, range(self.digits_seeds)
+            DigitsRun(arm, rate, weight, self.digits_capacity_factor, seed, num_epochs=self.digits_epochs)
+            for rate, weight, seed, arm in product(
+                self.digits_learning_rates, self.load_balancing, range(self.digits_seeds), self.arms
             )
         ]
         return runs
@@ -59,7 +58,7 @@ GRIDS: dict[str, Grid] = {
     "reduced": Grid(
         arms=tuple(ARMS),
         learning_rates=(0.1, 0.3),
-        load_balancing=(0.0, 0.1),
+        load_balancing=(0.0, 1.0),
         breaks=(0.5, 0.3),
         num_seeds=20,
         num_steps=600,
@@ -68,8 +67,8 @@ GRIDS: dict[str, Grid] = {
     ),
     "full": Grid(
         arms=tuple(ARMS),
-        learning_rates=(0.03, 0.1, 0.3),
-        load_balancing=(0.0, 0.1, 1.0),
+        learning_rates=(0.1, 0.03, 0.3),
+        load_balancing=(0.0, 1.0),
         breaks=(0.5, 0.3),
         digits_seeds=5,
         digits_learning_rates=(1e-3, 3e-3, 1e-2),

@@ -1,6 +1,7 @@
 """A model together with the loss that an arm trains it on."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from contextlib import ExitStack
 
 import pyro
@@ -12,8 +13,7 @@ from prob_moe.distributions import AssignmentDistribution
 from prob_moe.estimators import TraceRouting_ELBO, balanced_objective
 from prob_moe.estimators.baselines import DecayingAverage
 from prob_moe.mixture import MixtureOfExperts
-from prob_moe.routers import Router
-from prob_moe.routers.losses import load_balancing_loss
+from prob_moe.routers import Router, Routing, load_balancing_loss
 
 
 class Learner(nn.Module, ABC):
@@ -141,7 +141,10 @@ class GatedLearner(Learner):
     :param alternative: its training mode trains, its evaluation mode serves.
     :param load_balancing: weight of Switch's load-balancing loss on its logits; 0 where ``alternative`` has its own.
     :param serves_all: whether no datapoint is dropped in serving, whatever the capacity was in training.
+    :ivar identity: of datapoints, (*batch, n, d) -> long (*batch, n), where the router asks for it.
     """
+
+    identity: Callable[[Tensor], Tensor] | None = None
 
     def __init__(
         self, mixture: MixtureOfExperts, alternative: Router, *, load_balancing: float, serves_all: bool
@@ -153,7 +156,7 @@ class GatedLearner(Learner):
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
         logits = self.mixture.router(x)
-        routing = self.alternative(logits)
+        routing = self._routing(logits, x)
         out = routing.output(self.mixture.experts, x)
         loss = routing.loss - self.mixture.likelihood(out).log_prob(y).mean(-1)
         if self.load_balancing:
@@ -168,10 +171,22 @@ class GatedLearner(Learner):
         self.alternative.eval()
         if self.serves_all:
             self.alternative.capacity_factor = None
-        out = self.alternative(self.mixture.router(x)).output(self.mixture.experts, x)
+        out = self._routing(self.mixture.router(x), x).output(self.mixture.experts, x)
         self.alternative.train(training)
         self.alternative.capacity_factor = limit
         return out
+
+    def _routing(self, logits: Tensor, x: Tensor) -> Routing:
+        if self.identity is None:
+            return self.alternative(logits)
+        return self.alternative(logits, identity=self.identity(x))
+
+
+class StraightThroughLearner(GatedLearner):
+    """An alternative without a gate: its model is the mixture, whose predictive sums routing out."""
+
+    def log_predictive(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.mixture.marginal_log_likelihood(x, y)
 
 
 def _no_guide(x: Tensor, y: Tensor) -> None:

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import pyro
-import torch
 from torch import Tensor, nn
 
 from inference.study.settings import DigitsRun, ToyRun
@@ -26,6 +25,7 @@ class Problem:
     :param test: held-out data of the same kind, in one batch.
     :param mixture: untrained, with a decaying-average baseline.
     :param cost_baseline: makes a network that predicts a datapoint's cost, (*batch, n, d) -> (*batch, n).
+    :param identity: what hash routing knows of a datapoint, (*batch, n, d) -> long (*batch, n).
     :param error: of served outputs, (*batch, n, out) and (*batch, n) -> (*batch).
     :param truth: NLL of the true process on the test data, nats per datapoint, (*batch); None where nobody knows it.
     """
@@ -34,6 +34,7 @@ class Problem:
     test: Labelled
     mixture: MixtureOfExperts
     cost_baseline: Callable[[], nn.Module]
+    identity: Callable[[Tensor], Tensor]
     error: Callable[[Tensor, Tensor], Tensor]
     truth: Tensor | None = None
 
@@ -48,7 +49,13 @@ def toy_problem(run: ToyRun) -> Problem:
         IndependentRouting, stack, capacity_factor=run.capacity_factor, load_balancing=run.load_balancing
     )
     return Problem(
-        train, test, mixture, lambda: StackedCostBaseline(stack), root_mean_square, piecewise_nll(test, run.break_at)
+        train,
+        test,
+        mixture,
+        cost_baseline=lambda: StackedCostBaseline(stack),
+        identity=tenth,
+        error=root_mean_square,
+        truth=piecewise_nll(test, run.break_at),
     )
 
 
@@ -63,7 +70,24 @@ def digits_problem(run: DigitsRun) -> Problem:
         baseline=DECAYING,
     )
     assert isinstance(mixture, MixtureOfExperts)
-    return Problem(data.train, data.test, mixture, lambda: CostBaseline(NUM_PIXELS), misclassified)
+    return Problem(
+        data.train,
+        data.test,
+        mixture,
+        cost_baseline=lambda: CostBaseline(NUM_PIXELS),
+        identity=brightness,
+        error=misclassified,
+    )
+
+
+def tenth(x: Tensor) -> Tensor:
+    """In which tenth of (0, 1) a datapoint lies."""
+    return (10 * x.squeeze(-1)).long()
+
+
+def brightness(x: Tensor) -> Tensor:
+    """The sum of the pixels, rounded."""
+    return x.sum(-1).round().long()
 
 
 def root_mean_square(out: Tensor, y: Tensor) -> Tensor:
