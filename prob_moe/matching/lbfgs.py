@@ -20,8 +20,9 @@ def minimize_lbfgs(
     max_trials: int = 30,
 ) -> Tensor:
     r"""
-    Minimise b functions of k variables side by side by L-BFGS with a bisection for the weak Wolfe conditions, which also
-    makes progress on convex functions with kinks (Lewis & Overton 2013, "Nonsmooth optimization via quasi-Newton methods").
+    Minimise b functions of k variables side by side by L-BFGS, with a bisection for the weak Wolfe conditions. It makes
+    progress on convex functions with kinks too (Lewis & Overton 2013, "Nonsmooth optimization via quasi-Newton
+    methods").
 
     Every problem has its own step and stops moving by itself; all of them are evaluated until the last has stopped.
 
@@ -39,7 +40,7 @@ def minimize_lbfgs(
     stalled = torch.zeros_like(value)
     for _ in range(max_iterations):
         # At a kink the gradient stays large, and only rounding still lowers the value.
-        active = (gradient.abs().amax(-1) > tolerance) & (stalled < 5)
+        active = (gradient.abs().amax(-1) > tolerance) & (stalled < 3)
         if not bool(active.any()):
             break
         direction = -_inverse_hessian_product(pairs, gradient)
@@ -52,7 +53,7 @@ def minimize_lbfgs(
             pairs = []  # the memory misled every problem: start again from the gradient
             continue
         x = x + step
-        progress = value - new_value > 1e-15 * value.abs()
+        progress = value - new_value > 1e-12 * value.abs()
         stalled = torch.where(progress, 0.0, stalled + 1)
         pairs = [*pairs[-history + 1 :], (step, new_gradient - gradient)]
         value, gradient = new_value, new_gradient
@@ -62,22 +63,26 @@ def minimize_lbfgs(
 def _inverse_hessian_product(pairs: list[tuple[Tensor, Tensor]], gradient: Tensor) -> Tensor:
     """The two-loop recursion; a problem skips its pairs without curvature."""
     q = gradient
-    scale = 1 / gradient.norm(dim=-1, keepdim=True).clamp(min=1e-300)
-    steps = []
+    scale = None
+    used = []
     for s, y in reversed(pairs):
         curvature = (s * y).sum(-1, keepdim=True)
         useful = curvature > 1e-14 * s.norm(dim=-1, keepdim=True) * y.norm(dim=-1, keepdim=True)
         inverse = torch.where(useful, 1 / torch.where(useful, curvature, 1.0), 0.0)
         amount = inverse * (s * q).sum(-1, keepdim=True)
         q = q - amount * y
-        steps.append((s, y, inverse, amount))
-    for s, y, inverse, _ in steps:  # newest first
-        scale = torch.where(inverse > 0, 1 / (inverse * (y * y).sum(-1, keepdim=True)).clamp(min=1e-300), scale)
-        break
-    q = q * scale
-    for s, y, inverse, amount in reversed(steps):
+        used.append((s, y, inverse, amount))
+        if scale is None:  # the newest curvature; the size of a first step where there is none
+            squared = y.square().sum(-1, keepdim=True)
+            scale = torch.where(useful, curvature / torch.where(useful, squared, 1.0), _first_step(gradient))
+    q = q * (_first_step(gradient) if scale is None else scale)
+    for s, y, inverse, amount in reversed(used):
         q = q + s * (amount - inverse * (y * q).sum(-1, keepdim=True))
     return q
+
+
+def _first_step(gradient: Tensor) -> Tensor:
+    return 1 / gradient.norm(dim=-1, keepdim=True).clamp(min=1e-300)
 
 
 def _line_search(

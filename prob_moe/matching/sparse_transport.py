@@ -43,10 +43,10 @@ def sparse_transport(
         \min_\beta \frac{n}{k} \sum_j \beta_j + \sum_i \max_{t \in \Delta,\, \|t\|_0 \le m}
         \langle P_i - \beta, t\rangle - \tfrac{\gamma}{2} \|t\|^2 .
 
-    The inner maximum projects the m largest entries of :math:`(P_i - \beta) / \gamma` onto the simplex. For m = k this is
-    exact, and for m = 1 too where k divides n: it is the exact balanced matching. Otherwise the primal is not convex: the
-    plan is the inner maximiser at the optimal prices, and where these sit at a tie, the experts' sums differ from n/k by
-    ``imbalance``, usually less than one datapoint.
+    The inner maximum projects the m largest entries of :math:`(P_i - \beta) / \gamma` onto the simplex. For m = k
+    this is exact, and for m = 1 too where k divides n: it is the exact balanced matching. Otherwise the primal is not
+    convex: the plan is the inner maximiser at the optimal prices, and where these sit at a tie, the experts' sums
+    differ from n/k by ``imbalance``, usually less than one datapoint.
 
     **Gradient** of the plan, implicit: the derivative of the solution while its support stays. With
     :math:`C_i = \mathrm{diag}(a_i) - a_i a_i^\top / |a_i|` of the support :math:`a_i` of row i, and
@@ -89,6 +89,7 @@ def sparse_transport(
         return value, share - plan.sum(-2)
 
     prices = minimize_lbfgs(semi_dual, scores.new_zeros(len(scores), k), max_iterations=max_iterations)
+    prices = _polish(scores.detach(), prices, max_nonzeros, present, share)
     plan = _plan_at(scores, prices, max_nonzeros, present)
     imbalance = (plan.detach().sum(-2) - share).abs().amax(-1)
     return SparsePlan(
@@ -108,18 +109,41 @@ def _project(points: Tensor, max_nonzeros: int) -> Tensor:
     return torch.zeros_like(points).scatter(-1, index, (largest - threshold).clamp(min=0))
 
 
-def _plan_at(scores: Tensor, prices: Tensor, max_nonzeros: int, present: Tensor) -> Tensor:
-    """The plan, (b, n, k), whose gradient includes that of the prices that balance it."""
-    present = present.unsqueeze(-1)
-    plan = _project(scores.detach() - prices.unsqueeze(-2), max_nonzeros) * present
+def _polish(scores: Tensor, prices: Tensor, max_nonzeros: int, present: Tensor, share: Tensor) -> Tensor:
+    """A few Newton steps on the prices: exact once the support is right, kept where they lower the imbalance."""
+    best = torch.full_like(prices[:, :1], torch.inf)
+    kept = trial = prices
+    for _ in range(4):
+        plan = _project(scores - trial.unsqueeze(-2), max_nonzeros) * present.unsqueeze(-1)
+        excess = plan.sum(-2) - share
+        imbalance = excess.abs().amax(-1, keepdim=True)
+        better = imbalance < 0.1 * best  # at a kink there is nothing to converge to
+        kept = torch.where(better, trial, kept)
+        best = torch.where(better, imbalance, best)
+        _, inverse = _response(plan)
+        trial = trial + (inverse @ excess.unsqueeze(-1)).squeeze(-1)
+    return kept
+
+
+def _response(plan: Tensor) -> tuple[Tensor, Tensor]:
+    """
+    :returns: the supports divided by their sizes, (b, n, k), and the pseudo-inverse of :math:`H = \\sum_i C_i`, (b,
+        k, k): prices are determined up to a constant on every connected part of the support.
+    """
     support = (plan > 0).to(plan)
     averaging = support / support.sum(-1, keepdim=True).clamp(min=1)
+    response = torch.diag_embed(support.sum(-2)) - support.mT @ averaging
+    return averaging, torch.linalg.pinv(response, hermitian=True)
+
+
+def _plan_at(scores: Tensor, prices: Tensor, max_nonzeros: int, present: Tensor) -> Tensor:
+    """The plan, (b, n, k), whose gradient includes that of the prices that balance it."""
+    plan = _project(scores.detach() - prices.unsqueeze(-2), max_nonzeros) * present.unsqueeze(-1)
+    averaging, inverse = _response(plan)
 
     def centred(rows: Tensor) -> Tensor:
-        return support * (rows - (averaging * rows).sum(-1, keepdim=True))
+        return torch.where(plan > 0, rows - (averaging * rows).sum(-1, keepdim=True), 0.0)
 
     change = scores - scores.detach()  # 0, with the gradient of the scores
-    response = torch.diag_embed(support.sum(-2)) - support.mT @ averaging
-    # The prices are determined up to a constant on every connected part of the support: the least-squares solution.
-    price_change = torch.linalg.pinv(response, hermitian=True) @ centred(change).sum(-2).unsqueeze(-1)
+    price_change = inverse @ centred(change).sum(-2).unsqueeze(-1)
     return plan + centred(change - price_change.mT)

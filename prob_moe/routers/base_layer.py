@@ -4,7 +4,6 @@ import torch
 from torch import Tensor
 
 from prob_moe.matching import solve_assignment
-from prob_moe.routers.arguments import checked_arguments
 from prob_moe.routers.base import Router, SparseRouting
 
 
@@ -22,11 +21,12 @@ class BASELayer(Router):
     :class:`~prob_moe.experts.BatchedExperts` does with ``residual=True``; then :math:`y = x + \alpha g(x)`, the
     form of the paper.
 
-    **Objective:** the loss of its own output, where the matching of the whole batch chooses the expert.
-    **Gradient:** through :math:`\alpha_i` only, the derivative where the matching does not change: it says whether the
-    chosen expert should be mixed in more, never whether another would have been better. Biased for the router objective
-    and for the balanced objective; exact for neither of them. **Cost** O(nk) memory and a CPU solver in training; every expert has n
-    slots in serving. The matching looks at all datapoints of the batch, the future of a sequence too; serving does not.
+    **Objective:** the loss of its own output, where the matching of the whole batch chooses the expert. **Gradient:**
+    through :math:`\alpha_i` only, the derivative where the matching does not change: it says whether the chosen
+    expert should be mixed in more, never whether another would have been better. Biased for the router objective and
+    for the balanced objective; exact for neither of them. **Cost** O(nk) memory and a CPU solver in training; every
+    expert has n slots in serving. The matching looks at all datapoints of the batch, the future of a sequence too;
+    serving does not.
 
     Source: Lewis, Bhosale, Dettmers, Goyal & Zettlemoyer (2021), "BASE Layers", section 3.
 
@@ -56,7 +56,7 @@ class BASELayer(Router):
         """
         :raises ValueError: on a wrong dtype or shape; in training on NaN, and on more datapoints than slots.
         """
-        logits, mask = checked_arguments(logits, mask)
+        logits, mask = self.prepare(logits, mask)
         *batch, n, _ = logits.shape
         if self.training:
             capacity = self.capacity_of(logits)

@@ -7,14 +7,13 @@ from torch import Tensor
 
 from prob_moe.experts import BatchedExperts
 from prob_moe.experts.validation import check_features
-from prob_moe.routers.arguments import checked_arguments
 from prob_moe.routers.base import Router, Routing
 
 
 @dataclass(frozen=True)
 class SlotRouting(Routing):
-    r"""
-    Every slot of every expert names its datapoint: :math:`y_i = \sum_{j, t:\, \mathrm{source}_{jt} = i} g_{jt} f_j(x_i)`.
+    r"""Every slot t of every expert j names its datapoint: :math:`y_i = \sum_{jt:\, \mathrm{source}_{jt} = i} g_{jt}
+    f_j(x_i)`.
 
     :ivar sources: long (*batch, k, c), the datapoint in every slot; -1 where a slot is empty.
     :ivar gate: g, (*batch, k, c).
@@ -51,15 +50,16 @@ class ExpertChoice(Router):
     .. math:: p_i = \mathrm{softmax}(s_i),\qquad T_j = \mathrm{top}_c\{p_{ij}\}_i,\qquad
         y_i = \sum_{j:\, i \in T_j} p_{ij} f_j(x_i).
 
-    The softmax is over the experts of a datapoint, the selection over the datapoints of an expert. All experts are full;
-    a datapoint may be taken by several experts or by none, which makes its output 0. The earlier datapoint wins a tie.
+    The softmax is over the experts of a datapoint, the selection over the datapoints of an expert. All experts are
+    full; a datapoint may be taken by several experts or by none, which makes its output 0. The earlier datapoint wins
+    a tie.
 
-    **It leaks the future:** whether a datapoint is taken depends on all datapoints of the batch, later ones too. A decoder
-    trained so has seen what it predicts, and cannot be served token by token.
+    **It leaks the future:** whether a datapoint is taken depends on all datapoints of the batch, later ones too. A
+    decoder trained so has seen what it predicts, and cannot be served token by token.
 
-    **Objective:** the loss of its own, deterministic output. **Gradient:** through the gates p; exact but for the jumps of the selection,
-    which it does not see. Biased for the router objective. **Cost** O(nk log n) to select, k c rows of experts;
-    outputs are added up by a scatter, whose order of summation, hence rounding, varies on CUDA.
+    **Objective:** the loss of its own, deterministic output. **Gradient:** through the gates p; exact but for the
+    jumps of the selection, which it does not see. Biased for the router objective. **Cost** O(nk log n) to select, k
+    c rows of experts; outputs are added up by a scatter, whose order of summation, hence rounding, varies on CUDA.
 
     Source: Zhou et al. (2022), "Mixture-of-Experts with Expert Choice routing", section 3.2.
 
@@ -83,7 +83,7 @@ class ExpertChoice(Router):
         """
         :raises ValueError: on a wrong dtype or shape.
         """
-        logits, mask = checked_arguments(logits, mask)
+        logits, mask = self.prepare(logits, mask)
         *batch, n, _ = logits.shape
         p = logits.softmax(-1).mT
         scores = p.detach()

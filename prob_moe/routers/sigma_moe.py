@@ -1,14 +1,12 @@
 """σ-MoE: the sum of a datapoint's m best experts, each with a gate of its own."""
 
-import math
-
 import torch
 from torch import Tensor
 
 from prob_moe.experts.validation import check_positive_int
-from prob_moe.routers.arguments import checked_arguments
-from prob_moe.routers.base import Router, SparseRouting
+from prob_moe.routers.base import Router, SparseRouting, top_choices
 from prob_moe.routers.choices import assign_choices
+from prob_moe.routers.losses import check_weight
 
 
 class SigmaMoE(Router):
@@ -21,13 +19,14 @@ class SigmaMoE(Router):
     In training an expert is hidden from a datapoint with probability δ, independently, and the others are not
     rescaled; if fewer than m remain, fewer are summed.
 
-    **Objective:** the loss of its own, deterministic output (averaged over the dropout in training) minus γ times the entropy of the mean
-    router. **Gradient:** through the gates; exact but for the jumps of the selection, which it does not see. Biased for the router
-    objective, exact for its own where no selection changes. **Cost** m experts a datapoint, O(nk) to select.
+    **Objective:** the loss of its own, deterministic output (averaged over the dropout in training) minus γ times the
+    entropy of the mean router. **Gradient:** through the gates; exact but for the jumps of the selection, which it
+    does not see. Biased for the router objective, exact for its own where no selection changes. **Cost** m experts a
+    datapoint, O(nk) to select.
 
     Source: Csordás, Irie & Schmidhuber (2023), "Approximating two-layer feedforward networks for efficient
-    Transformers", section 5. The authors limit no loads; a capacity here counts a datapoint's first choice before the second
-    choice of anyone.
+    Transformers", section 5. The authors limit no loads; a capacity here counts a datapoint's first choice before the
+    second choice of anyone.
 
     :param num_selected: m, the experts a datapoint.
     :param entropy_weight: γ, in units of the loss per datapoint.
@@ -55,8 +54,7 @@ class SigmaMoE(Router):
     ) -> None:
         super().__init__(capacity=capacity, capacity_factor=capacity_factor)
         check_positive_int("num_selected", num_selected)
-        if not 0 <= entropy_weight < math.inf:
-            raise ValueError(f"entropy_weight must be a finite weight >= 0, but is {entropy_weight!r}")
+        check_weight("entropy_weight", entropy_weight)
         if not 0 <= expert_dropout < 1:
             raise ValueError(f"expert_dropout must be a probability below 1, but is {expert_dropout!r}")
         self.num_selected = num_selected
@@ -67,23 +65,18 @@ class SigmaMoE(Router):
         """
         :raises ValueError: on a wrong dtype or shape, and on fewer experts than ``num_selected``.
         """
-        logits, mask = checked_arguments(logits, mask)
-        k = logits.shape[-1]
-        if self.num_selected > k:
-            raise ValueError(f"num_selected={self.num_selected} exceeds the k = {k} experts of the logits; lower it")
-        capacity = max(1, self.capacity_of(logits))
+        logits, mask = self.prepare(logits, mask)
+        capacity = self.capacity_of(logits)
         # The sigmoid is monotone, but saturates: the logits still tell large scores apart.
         scores = logits.detach()
         if self.training and self.expert_dropout:
             hidden = torch.rand(scores.shape, device=scores.device) < self.expert_dropout
             scores = scores.masked_fill(hidden, -torch.inf)
-        order = scores.argsort(dim=-1, descending=True, stable=True)[..., : self.num_selected]
-        visible = (scores.gather(-1, order) > -torch.inf).mT
-        if mask is not None:
-            visible = visible & mask.unsqueeze(-2)
-        gate = logits.gather(-1, order).sigmoid().mT
+        choices = top_choices(scores, self.num_selected)
+        visible = scores.mT.gather(-2, choices) > -torch.inf
+        gate = logits.mT.gather(-2, choices).sigmoid()
         return SparseRouting(
-            assign_choices(order.mT, visible, capacity, k),
+            assign_choices(choices, visible, capacity, logits.shape[-1], mask),
             torch.where(visible, gate, 0.0),
             capacity,
             -self.entropy_weight * mean_router_entropy(logits, mask),

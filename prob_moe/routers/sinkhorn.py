@@ -4,8 +4,7 @@ import torch
 from torch import Tensor
 
 from prob_moe.experts.validation import check_positive_int
-from prob_moe.routers.arguments import checked_arguments
-from prob_moe.routers.base import Router, SparseRouting, within_capacity
+from prob_moe.routers.base import Router, SparseRouting, top_choices
 
 
 def sinkhorn_log_plan(
@@ -18,8 +17,8 @@ def sinkhorn_log_plan(
         \quad\text{where}\quad \sum_j P_{ij} = 1,\ \sum_i P_{ij} = n / k,
 
     by Sinkhorn's iterations on the logarithms of the scalings, in float64: nothing overflows, whatever the logits.
-    Every iteration costs O(nk). Datapoints sum to 1 exactly, experts to n/k within ``tolerance`` unless the cap ends the
-    iterations first, as it does for logits whose differences exceed about 20.
+    Every iteration costs O(nk). Datapoints sum to 1 exactly, experts to n/k within ``tolerance`` unless the cap ends
+    the iterations first, as it does for logits whose differences exceed about 20.
 
     :param logits: s, float (*batch, n, k); -inf forbids a pair.
     :param mask: bool (*batch, n), False for padding, which has no mass.
@@ -57,9 +56,9 @@ class SinkhornBASE(Router):
     The plan is balanced, the choices are so only nearly; what exceeds a capacity is dropped, first come, first served.
 
     **Objective:** the loss of its own output, experts fixed by the plan. **Gradient:** through the gate
-    :math:`\sigma(s_{i z_i})` only; none flows through the plan. Biased for the router objective and for the balanced objective;
-    exact for neither. **Cost** O(nk) an iteration, on the device of the logits. The plan looks at all datapoints of the
-    batch, the future of a sequence too; serving does not.
+    :math:`\sigma(s_{i z_i})` only; none flows through the plan. Biased for the router objective and for the balanced
+        objective; exact for neither. **Cost** O(nk) an iteration, on the device of the logits. The plan looks at all
+        datapoints of the batch, the future of a sequence too; serving does not.
 
     Source: Clark et al. (2022), "Unified scaling laws for routed language models", Sinkhorn-BASE.
 
@@ -86,13 +85,9 @@ class SinkhornBASE(Router):
         """
         :raises ValueError: on a wrong dtype or shape.
         """
-        logits, mask = checked_arguments(logits, mask)
-        *batch, n, k = logits.shape
-        capacity = max(1, self.capacity_of(logits))
+        logits, mask = self.prepare(logits, mask)
         scores = logits
         if self.training:
             scores = sinkhorn_log_plan(logits, mask=mask, max_iterations=self.max_iterations)
-        choices = scores.argmax(-1)
-        gate = logits.gather(-1, choices.unsqueeze(-1)).squeeze(-1).sigmoid()
-        assignment = within_capacity(choices, capacity, k, mask)
-        return SparseRouting(assignment.unsqueeze(-2), gate.unsqueeze(-2), capacity, logits.new_zeros(batch))
+        choices = top_choices(scores, 1)
+        return self.to_experts(logits, mask, choices, logits.mT.gather(-2, choices).sigmoid())

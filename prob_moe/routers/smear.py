@@ -2,12 +2,10 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from prob_moe.experts import BatchedExperts, BatchedLinear
 from prob_moe.experts.validation import check_features
-from prob_moe.routers.arguments import checked_arguments
 from prob_moe.routers.base import Router, Routing
 
 
@@ -60,18 +58,19 @@ class SMEAR(Router):
 
     .. math:: y_i = f\Big(x_i;\, \sum_j p_{ij} \theta_j\Big), \qquad p_i = \mathrm{softmax}(s_i).
 
-    **Objective:** the loss of this other, deterministic model, for which the gradient is exact, to the router too. Its
-    hidden layer sits behind an average, so it is neither the mixture of the experts' outputs nor the router objective;
-    only for linear experts it equals the dense mixture :math:`\sum_j p_{ij} f_j(x_i)`. **Cost:** with one merged expert a batch
-    (``shared=True``) that of one expert plus the merge, O(k |θ|); with one a datapoint as much as all k experts, in
-    O(nkd) memory. There is no capacity.
+    **Objective:** the loss of this other, deterministic model, for which the gradient is exact, to the router too.
+    Its hidden layer sits behind an average, so it is neither the mixture of the experts' outputs nor the router
+    objective; only for linear experts it equals the dense mixture :math:`\sum_j p_{ij} f_j(x_i)`. **Cost:** with one
+    merged expert a batch (``shared=True``) that of one expert plus the merge, O(k |θ|); with one a datapoint as much
+    as all k experts, in O(nkd) memory. There is no capacity.
 
-    Source: Muqeeth, Liu & Raffel (2023), "Soft merging of experts with adaptive routing", section 3. The authors merge once for a
-    whole example (``shared=True``), from the mean of its hidden states, which in a decoder leaks the future. Their expert
-    dropout is left out.
+    Source: Muqeeth, Liu & Raffel (2023), "Soft merging of experts with adaptive routing", section 3. The authors
+    merge once for a whole example (``shared=True``), from the mean of its hidden states, which in a decoder leaks the
+    future. Their expert dropout is left out.
 
     :param shared: whether all datapoints of a batch share one merged expert, with p the softmax of their mean logits.
 
+    >>> import torch
     >>> SMEAR()(torch.zeros(2, 4)).weights
     tensor([[0.2500, 0.2500, 0.2500, 0.2500],
             [0.2500, 0.2500, 0.2500, 0.2500]])
@@ -87,7 +86,7 @@ class SMEAR(Router):
         """
         :raises ValueError: on a wrong dtype or shape.
         """
-        logits, mask = checked_arguments(logits, mask)
+        logits, mask = self.prepare(logits, mask)
         *batch, n, _ = logits.shape
         if self.shared:
             count = n if mask is None else mask.sum(-1, keepdim=True).unsqueeze(-1).clamp(min=1)

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from prob_moe.experts import BatchedExperts
 from prob_moe.experts.validation import check_features, check_positive_int
-from prob_moe.routers.arguments import checked_arguments
 from prob_moe.routers.base import Router, Routing
 
 
@@ -51,13 +50,13 @@ class SoftMoE(Router):
 
     **It leaks the future:** every output depends on every datapoint of the batch. It is for encoders.
 
-    **Objective:** the loss of this other, deterministic model, for which the gradient is exact, to the router too. It is not the router
-    objective: experts never see a datapoint, but mixtures. **Cost** k p rows of experts, whatever n, and O(n k p d) for
-    the mixtures. There is no capacity, and nothing is dropped.
+    **Objective:** the loss of this other, deterministic model, for which the gradient is exact, to the router too. It
+    is not the router objective: experts never see a datapoint, but mixtures. **Cost** k p rows of experts, whatever
+    n, and O(n k p d) for the mixtures. There is no capacity, and nothing is dropped.
 
     Source: Puigcerver, Riquelme, Mustafa & Houlsby (2023), "From sparse to soft mixtures of experts", section 2. The
-    authors make the logits as scaled products of normalised datapoints and normalised slot parameters (section 2.3); that is
-    the business of the module which makes the logits.
+    authors make the logits as scaled products of normalised datapoints and normalised slot parameters (section 2.3);
+    that is the business of the module which makes the logits.
 
     :param slots_per_expert: p. The logits are (*batch, n, k p), with the slots of an expert side by side.
 
@@ -77,7 +76,7 @@ class SoftMoE(Router):
         """
         :raises ValueError: on a wrong dtype or shape, and if the slots do not divide the last dimension.
         """
-        logits, mask = checked_arguments(logits, mask)
+        logits, mask = self.prepare(logits, mask)
         if logits.shape[-1] % self.slots_per_expert:
             raise ValueError(
                 f"logits must have k * slots_per_expert columns, but have shape {tuple(logits.shape)} "

@@ -1,14 +1,14 @@
 """Sparsity-constrained transport: the plan chooses at most m experts a datapoint, and is the gate."""
 
+import math
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from prob_moe.experts.validation import check_positive_int
-from prob_moe.matching.sparse_transport import sparse_transport
-from prob_moe.routers.arguments import checked_arguments
-from prob_moe.routers.base import Router, SparseRouting
+from prob_moe.matching import sparse_transport
+from prob_moe.routers.base import Router, SparseRouting, top_choices
 from prob_moe.routers.choices import assign_choices
 
 
@@ -20,22 +20,22 @@ class SparsityConstrainedTransport(Router):
         y_i = \sum_{j:\, T_{ij} > 0} T_{ij} f_j(x_i),
 
     over the plans whose datapoints sum to 1 and whose experts sum to n/k, see
-    :func:`~prob_moe.matching.sparse_transport.sparse_transport`.
+    :func:`~prob_moe.matching.sparse_transport`.
     The sums are balanced, the numbers of datapoints are not: an expert may hold many small entries.
 
-    **Objective:** the loss of its own, deterministic output. **Gradient:** through the plan, with the reaction of all prices to a logit, by
-    implicit differentiation at fixed support: exact for itself for almost all logits, as far as the plan is balanced (m = k, and many
-    m < k); with ``gate="softmax"`` through the softmax only. Biased for the router objective. **Cost** of an L-BFGS in k
-    variables: O(nk log k) a step, in training and in serving, on the device of the logits. The plan looks at all datapoints of
-    the batch, the future of a sequence too.
+    **Objective:** the loss of its own, deterministic output. **Gradient:** through the plan, with the reaction of all
+    prices to a logit, by implicit differentiation at fixed support: exact for itself for almost all logits, as far as
+    the plan is balanced (m = k, and many m < k); with ``gate="softmax"`` through the softmax only. Biased for the
+    router objective. **Cost** of an L-BFGS in k variables: O(nk log k) a step, in training and in serving, on the
+    device of the logits. The plan looks at all datapoints of the batch, the future of a sequence too.
 
-    Source: Liu, Puigcerver & Blondel (2023), "Sparsity-constrained optimal transport". The abstract's form limits the datapoints
-    of an expert; this one, which the authors' code has too, the experts of a datapoint. That code transports softmaxes, as here, and
-    uses them for the gate by default.
+    Source: Liu, Puigcerver & Blondel (2023), "Sparsity-constrained optimal transport". The abstract's form limits the
+    datapoints of an expert; this one, which the authors' code has too, the experts of a datapoint. That code
+    transports softmaxes, as here, and uses them for the gate by default.
 
     :param num_selected: m.
-    :param gate: "plan", or "softmax" for :math:`g_{ij} = p_{ij}`. For m = 1 every entry of the plan is 1 and has no gradient:
-        then only "softmax" trains a router.
+    :param gate: "plan", or "softmax" for :math:`g_{ij} = p_{ij}`. For m = 1 every entry of the plan is 1 and has no
+        gradient: then only "softmax" trains a router.
     :param regularization: γ; the plan of a small γ is sparse by itself.
     :param max_iterations: the most steps of the solver.
     :param capacity: the most datapoints of one batch that an expert processes, larger entries of a datapoint first; or
@@ -44,8 +44,8 @@ class SparsityConstrainedTransport(Router):
 
     >>> router = SparsityConstrainedTransport(num_selected=2)
     >>> router(torch.tensor([[3.0, 0.0], [1.0, 0.0]])).gate
-    tensor([[0.6107, 0.6107],
-            [0.3893, 0.3893]])
+    tensor([[0.6108, 0.6108],
+            [0.3892, 0.3892]])
     """
 
     objective = "its own output's loss"
@@ -70,7 +70,7 @@ class SparsityConstrainedTransport(Router):
                 'gate="plan" has no gradient with num_selected=1, because every entry of the plan is 1; '
                 'give gate="softmax", or select more experts'
             )
-        if not 0 < regularization < float("inf"):
+        if not 0 < regularization < math.inf:
             raise ValueError(f"regularization must be positive and finite, but is {regularization!r}")
         self.num_selected = num_selected
         self.gate = gate
@@ -81,26 +81,22 @@ class SparsityConstrainedTransport(Router):
         """
         :raises ValueError: on a wrong dtype or shape, and on fewer experts than ``num_selected``.
         """
-        logits, mask = checked_arguments(logits, mask)
-        *batch, _, k = logits.shape
-        if self.num_selected > k:
-            raise ValueError(f"num_selected={self.num_selected} exceeds the k = {k} experts of the logits; lower it")
-        capacity = max(1, self.capacity_of(logits))
+        logits, mask = self.prepare(logits, mask)
         p = logits.softmax(-1)
         plan = sparse_transport(
             p if self.gate == "plan" else p.detach(),
-            self.num_selected,
+            min(self.num_selected, logits.shape[-1]),
             regularization=self.regularization,
             mask=mask,
             max_iterations=self.max_iterations,
         ).plan
-        order = plan.detach().argsort(dim=-1, descending=True, stable=True)[..., : self.num_selected]
-        chosen = plan.gather(-1, order).mT
-        valid = chosen > 0
-        weights = chosen if self.gate == "plan" else p.gather(-1, order).mT
+        choices = top_choices(plan.detach(), self.num_selected)
+        entries = plan.mT.gather(-2, choices)
+        gate = entries if self.gate == "plan" else p.mT.gather(-2, choices)
+        capacity = self.capacity_of(logits)
         return SparseRouting(
-            assign_choices(order.mT, valid, capacity, k),
-            torch.where(valid, weights, 0.0),
+            assign_choices(choices, entries > 0, capacity, logits.shape[-1], mask),
+            torch.where(entries > 0, gate, 0.0),
             capacity,
-            logits.new_zeros(batch),
+            logits.new_zeros(logits.shape[:-2]),
         )

@@ -1,2 +1,0 @@
-from prob_moe.routers.base import Router
-checked_arguments = Router.prepare
