@@ -1,23 +1,21 @@
 """The command ``study``."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import joblib
-import pandas as pd
 import typer
-from rich.table import Table
 
 from inference.progress import console, progress_bar
-from inference.study.arms import ARMS
 from inference.study.cache import Cache, Record
 from inference.study.grids import GRIDS, Grid
 from inference.study.runner import run_all
 from inference.study.settings import Run
-from inference.study.statistics import SOLVED_WITHIN, VIEWS, by_arm, by_setting, contrasts, seed_table
+from inference.study.statistics import by_arm, by_setting, contrasts, seed_table
 
 
 class Size(StrEnum):
@@ -41,7 +39,9 @@ def study(
     break_at: Annotated[
         list[float] | None, typer.Option(help="Where the lines of the toy change, in (0, 1); may be repeated.")
     ] = None,
-    num_seeds: Annotated[int | None, typer.Option(help="Data sets and starts of the toy, trained side by side.")] = None,
+    num_seeds: Annotated[
+        int | None, typer.Option(help="Data sets and starts of the toy, trained side by side.")
+    ] = None,
     num_steps: Annotated[int | None, typer.Option(help="Steps of Adam on the toy.")] = None,
     capacity_factor: Annotated[float | None, typer.Option(help="Capacity is ceil(factor * n / k), on the toy.")] = None,
     digits_seeds: Annotated[int | None, typer.Option(help="Seeds of the digits; 0 leaves them out.")] = None,
@@ -89,35 +89,25 @@ def _fixed(value: Any) -> Any:
     return tuple(dict.fromkeys(value)) if isinstance(value, list) else value
 
 
-def _backend(scheduler: str | None, jobs: int) -> AbstractContextManager:
+@contextmanager
+def _backend(scheduler: str | None, jobs: int) -> Iterator[None]:
+    """joblib's processes: this machine's, or the workers of a Dask cluster."""
     if scheduler is None:
-        return joblib.parallel_config(backend="loky" if jobs != 1 else "sequential", n_jobs=jobs)
+        with joblib.parallel_config(backend="sequential" if jobs == 1 else "loky", n_jobs=jobs):
+            yield
+        return
     try:
         from distributed import Client
     except ImportError:
         raise ValueError("--scheduler needs Dask: pip install 'prob_moe[cluster]'") from None
-    return _DaskBackend(Client, scheduler)
-
-
-class _DaskBackend:
-    """joblib's processes are the workers of a Dask cluster, for as long as the context lasts."""
-
-    def __init__(self, client: Any, scheduler: str) -> None:
-        self.client = client(scheduler, timeout=10)
-        self.config = joblib.parallel_config(backend="dask", n_jobs=-1)
-
-    def __enter__(self) -> None:
-        self.config.__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        self.config.__exit__(*error)
-        self.client.close()
+    with Client(scheduler, timeout=10), joblib.parallel_config(backend="dask", n_jobs=-1):
+        yield
 
 
 def _write(grid: Grid, runs: list[Run], records: list[Record], out: Path) -> None:
     # Drawing is slow to import; --help need not wait for it.
     from inference.plots import save
-    from inference.study import curve_plots, summary_plots
+    from inference.study import curve_plots, summary_plots, tables
 
     seeds = seed_table(runs, records)
     arms, differences, settings = by_arm(seeds), contrasts(seeds), by_setting(seeds)
@@ -128,11 +118,9 @@ def _write(grid: Grid, runs: list[Run], records: list[Record], out: Path) -> Non
     save(curve_plots.learning_curves(runs, records), out / "curves.png")
     save(curve_plots.fits(runs, records), out / "fits.png")
     for task, table in arms.groupby("task", sort=False):
-        console.print(_table(str(task), table, grid))
-    console.print(_differences(differences))
+        console.print(tables.arm_table(str(task), table, grid))
+    console.print(tables.contrast_table(differences))
     console.print(
         f"written to {out}: seeds.csv, settings.csv, arms.csv, contrasts.csv; summary.png, robustness.png, curves.png, "
         "fits.png"
     )
-
-

@@ -23,24 +23,24 @@ from prob_moe.distributions import (
     IndependentRouting,
 )
 from prob_moe.routers import (
+    SMEAR,
+    BASELayer,
     DenseMixer,
     DenseMixture,
+    ExpertChoice,
     GumbelSoftmax,
     HashRouting,
     LossFreeBias,
     Router,
     SampledGate,
+    SigmaMoE,
+    SinkhornBASE,
+    SoftMoE,
     SparseMixer,
     SparseMixerV2,
+    SparsityConstrainedTransport,
     Switch,
 )
-from prob_moe.routers.base_layer import BASELayer
-from prob_moe.routers.expert_choice import ExpertChoice
-from prob_moe.routers.sigma_moe import SigmaMoE
-from prob_moe.routers.sinkhorn import SinkhornBASE
-from prob_moe.routers.smear import SMEAR
-from prob_moe.routers.soft_moe import SoftMoE
-from prob_moe.routers.sparsity_constrained import SparsityConstrainedTransport
 
 
 class Group(StrEnum):
@@ -142,6 +142,8 @@ def _alternative(name: str, group: Group, router: type[Router], **options: Any) 
 _R = "router objective R"
 _B = "balanced objective B of its procedure"
 _SWITCHED: dict[str, Any] = {"balancing": "load_balancing"}
+# With one expert a datapoint every entry of the plan is 1, so the softmax is the gate.
+_TOP_1_OF_PLAN: dict[str, Any] = {"num_selected": 1, "gate": "softmax", "max_iterations": 30}
 
 _ALL = (
     Arm("exact gradient", Group.ROUTER, _R, _exact),
@@ -174,7 +176,9 @@ _ALL = (
     _alternative("expert choice", Group.OWN, ExpertChoice, serves_all=False),
     _alternative("σ-MoE", Group.OWN, SigmaMoE, balancing="entropy_weight", num_selected=1),
     Arm("loss-free bias", Group.OWN, LossFreeBias.objective, _loss_free),
-    _alternative("sparse transport", Group.OWN, SparsityConstrainedTransport, num_selected=1, gate="softmax"),
+    _alternative(
+        "sparse transport", Group.OWN, SparsityConstrainedTransport, num_selected=1, gate="softmax", max_iterations=30
+    ),
     Arm("hash", Group.OWN, HashRouting.objective, _hash),
     _alternative("DenseMixer", Group.OWN, DenseMixer),
     _alternative("dense mixture", Group.DENSE, DenseMixture, limited=False),

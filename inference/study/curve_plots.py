@@ -60,7 +60,7 @@ def learning_curves(runs: Sequence[Run], records: Sequence[Record]) -> Figure:
 
 
 def fits(runs: Sequence[Run], records: Sequence[Record]) -> Figure:
-    """The experts' lines of the first seed, their width in proportion to the router's probability, and what is served."""
+    """The first seed: the experts' lines, as wide as the router's probability is large, and what is served."""
     drawn = shown(runs, records)
     rows = -(-len(drawn) // COLUMNS)
     figure, axes = plt.subplots(

@@ -26,11 +26,27 @@ class Grid:
     seed: int = 0
     digits_seeds: int = 0
     digits_learning_rates: tuple[float, ...] = (3e-3,)
+    digits_load_balancing: tuple[float, ...] = (0.0,)
     digits_epochs: int = 40
     digits_capacity_factor: float = 1.25
 
+    def describe(self, task: str) -> str:
+        """The settings that all arms share, in words, for the title of a task's table."""
+        digits = task == DigitsRun.task
+        rates = self.digits_learning_rates if digits else self.learning_rates
+        weights = self.digits_load_balancing if digits else self.load_balancing
+        length = f"{self.digits_epochs} epochs" if digits else f"{self.num_steps} steps"
+        return (
+            f"learning rates {_listed(rates)}; load-balancing weights {_listed(weights)}; "
+            f"{self.digits_seeds if digits else self.num_seeds} seeds; {length} of Adam; "
+            f"capacity factor {self.digits_capacity_factor if digits else self.capacity_factor:g}"
+        )
+
     def runs(self) -> list[Run]:
         """:returns: the runs, setting by setting, so that an unfinished study compares all arms at some settings."""
+        unknown = sorted(set(self.arms) - set(ARMS))
+        if unknown:
+            raise ValueError(f"unknown arms {unknown}; known are {', '.join(ARMS)}")
         runs: list[Run] = [
             ToyRun(
                 arm,
@@ -42,15 +58,19 @@ class Grid:
                 num_seeds=self.num_seeds,
                 num_steps=self.num_steps,
             )
-            for arm, break_at, rate, weight in product(self.arms, self.breaks, self.learning_rates, self.load_balancing)
+            for rate, weight, break_at, arm in product(self.learning_rates, self.load_balancing, self.breaks, self.arms)
         ]
         runs += [
             DigitsRun(arm, rate, weight, self.digits_capacity_factor, seed, num_epochs=self.digits_epochs)
             for rate, weight, seed, arm in product(
-                self.digits_learning_rates, self.load_balancing, range(self.digits_seeds), self.arms
+                self.digits_learning_rates, self.digits_load_balancing, range(self.digits_seeds), self.arms
             )
         ]
         return runs
+
+
+def _listed(values: tuple[float, ...]) -> str:
+    return ", ".join(f"{value:g}" for value in sorted(values))
 
 
 GRIDS: dict[str, Grid] = {
@@ -71,6 +91,7 @@ GRIDS: dict[str, Grid] = {
         load_balancing=(0.0, 1.0),
         breaks=(0.5, 0.3),
         digits_seeds=5,
-        digits_learning_rates=(1e-3, 3e-3, 1e-2),
+        digits_learning_rates=(3e-3, 1e-2),
+        digits_load_balancing=(0.0, 0.1),
     ),
 }

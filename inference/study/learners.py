@@ -98,8 +98,8 @@ class BalancedObjective(MixtureLearner):
     r"""
     The balanced objective, in which the procedure is the model, through Pyro's own ELBO.
 
-    The datapoints of a model are one cost. Its baseline is the mean cost of the model's earlier steps: a constant factor
-    of the model, which shifts the cost and leaves the expected gradient as it is.
+    The datapoints of a model are one cost. Its baseline is the mean cost of the model's earlier steps: a constant
+    factor of the model, which shifts the cost and leaves the expected gradient as it is.
 
     :param beta: decay of that mean.
     """

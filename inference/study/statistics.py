@@ -137,7 +137,7 @@ def contrasts(seeds: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for task, table in seeds.groupby("task", sort=False):
-        groups = {arm: group for arm, group in table.groupby("arm")}
+        groups = dict(iter(table.groupby("arm")))
         for claim in CLAIMS:
             if claim.arm not in groups or claim.other not in groups:
                 continue

@@ -103,7 +103,7 @@ def robustness(settings: pd.DataFrame) -> Figure:
     return figure
 
 
-def _heat_map(axis: Axes, rows: pd.DataFrame, tasks: list[str], table: pd.DataFrame):  # noqa: ANN202
+def _heat_map(axis: Axes, rows: pd.DataFrame, tasks: list[str], table: pd.DataFrame):
     rates, weights = (np.sort(table[name].unique()) for name in SETTING)
     gap = 1 if len(tasks) > 1 else 0
     grid = np.full((len(weights), len(tasks) * (len(rates) + gap) - gap), np.nan)
@@ -113,7 +113,9 @@ def _heat_map(axis: Axes, rows: pd.DataFrame, tasks: list[str], table: pd.DataFr
     image = axis.imshow(grid, vmin=0, vmax=100, cmap="viridis", aspect="auto", origin="lower")
     for (i, j), value in np.ndenumerate(grid):
         if not np.isnan(value):
-            axis.text(j, i, f"{value:.0f}", ha="center", va="center", color="white" if value < 60 else "black", fontsize=8)
+            axis.text(
+                j, i, f"{value:.0f}", ha="center", va="center", color="white" if value < 60 else "black", fontsize=8
+            )
     places = [t * (len(rates) + gap) + r for t in range(len(tasks)) for r in range(len(rates))]
     axis.set_xticks(places, [f"{rate:g}" for _ in tasks for rate in rates], fontsize=7)
     axis.set_yticks(range(len(weights)), [f"{weight:g}" for weight in weights], fontsize=8)
