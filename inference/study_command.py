@@ -10,12 +10,13 @@ from typing import Annotated, Any
 import joblib
 import typer
 
+from inference.exits import end
 from inference.progress import console, progress_bar
 from inference.study.cache import Cache, Record
 from inference.study.grids import GRIDS, Grid
 from inference.study.runner import run_all
 from inference.study.settings import Run
-from inference.study.statistics import by_arm, by_setting, contrasts, seed_table
+from inference.study.statistics import VIEWS, by_arm, by_setting, contrasts, seed_table
 
 
 class Size(StrEnum):
@@ -80,8 +81,7 @@ def study(
             records = run_all(runs, Cache(out / "runs"), advance=lambda count: progress.update(bar, advance=count))
         _write(chosen, runs, records, out)
     except (ValueError, OSError) as error:
-        console.print(f"[red]{error}[/red]")
-        raise typer.Exit(2) from None
+        end(str(error))
 
 
 def _fixed(value: Any) -> Any:
@@ -117,9 +117,10 @@ def _write(grid: Grid, runs: list[Run], records: list[Record], out: Path) -> Non
     save(summary_plots.robustness(settings), out / "robustness.png")
     save(curve_plots.learning_curves(runs, records), out / "curves.png")
     save(curve_plots.fits(runs, records), out / "fits.png")
-    for task, table in arms.groupby("task", sort=False):
-        console.print(tables.arm_table(str(task), table, grid))
-    console.print(tables.contrast_table(differences))
+    for task in dict.fromkeys(seeds.task):
+        for view in VIEWS[: grid.num_settings(task)]:
+            console.print(tables.arm_table(arms, task, view, grid.describe(task)))
+            console.print(tables.contrast_table(differences, task, view))
     console.print(
         f"written to {out}: seeds.csv, settings.csv, arms.csv, contrasts.csv; summary.png, robustness.png, curves.png, "
         "fits.png"

@@ -2,12 +2,11 @@
 
 import hashlib
 import json
-import os
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from inference.atomic import write_atomically
 from inference.study.settings import Run
 
 #: raised whenever the same settings give other results, so that older files are not read
@@ -62,11 +61,4 @@ class Cache:
     def store(self, run: Run, record: Record) -> None:
         """Write a record; what stood there before stays whole until it is replaced."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=self.folder, suffix=".part")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(vars(record), file)
-            os.replace(name, self.path(run))
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        write_atomically(self.path(run), json.dumps(vars(record)).encode())

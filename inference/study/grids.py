@@ -42,6 +42,12 @@ class Grid:
             f"capacity factor {self.digits_capacity_factor if digits else self.capacity_factor:g}"
         )
 
+    def num_settings(self, task: str) -> int:
+        """Combinations of learning rate and load balancing that every arm runs on a task."""
+        if task == DigitsRun.task:
+            return len(self.digits_learning_rates) * len(self.digits_load_balancing)
+        return len(self.learning_rates) * len(self.load_balancing)
+
     def runs(self) -> list[Run]:
         """:returns: the runs, setting by setting, so that an unfinished study compares all arms at some settings."""
         unknown = sorted(set(self.arms) - set(ARMS))

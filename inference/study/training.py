@@ -7,7 +7,8 @@ import pyro
 import torch
 from torch import Tensor
 
-from inference.fit import NonFiniteLossError, minibatches, steps
+from inference.batches import Minibatches
+from inference.fit import NonFiniteLossError, steps
 from inference.study.arms import ARMS
 from inference.study.cache import Record
 from inference.study.learners import Learner
@@ -42,9 +43,8 @@ def _train_digits(run: DigitsRun) -> Record:
     problem = digits_problem(run)
     pyro.set_rng_seed(run.seed)
     learner = ARMS[run.arm].build(problem)
-    batches = minibatches(*problem.train, batch_size=run.batch_size)
-    num_steps = run.num_epochs * -(-len(problem.train[1]) // run.batch_size)
-    return _fit(run, problem, learner, lambda: learner.loss(*next(batches)), num_steps)
+    batches = Minibatches(*problem.train, batch_size=run.batch_size)
+    return _fit(run, problem, learner, lambda: learner.loss(*next(batches)), run.num_epochs * len(batches))
 
 
 def _fit(run: Run, problem: Problem, learner: Learner, loss: Callable[[], Tensor], num_steps: int) -> Record:

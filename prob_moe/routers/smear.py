@@ -89,7 +89,7 @@ class SMEAR(Router):
         logits, mask = self.prepare(logits, mask)
         *batch, n, _ = logits.shape
         if self.shared:
-            count = n if mask is None else mask.sum(-1, keepdim=True).unsqueeze(-1).clamp(min=1)
+            count = max(n, 1) if mask is None else mask.sum(-1)[..., None, None].clamp(min=1)
             logits = logits.sum(-2, keepdim=True) / count
         weights = logits.softmax(-1)
         return MergedRouting(weights, n, mask, logits.new_zeros(batch))
