@@ -9,6 +9,8 @@ matplotlib.use("Agg")  # pictures go to files; a notebook chooses its own backen
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
+__all__ = ["plt", "save"]
+
 plt.rcParams.update({"figure.dpi": 120, "axes.spines.top": False, "axes.spines.right": False, "font.size": 9})
 
 

@@ -7,7 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
-import joblib
+import joblib  # type: ignore[import-untyped]
 import typer
 
 from inference.exits import end
@@ -100,7 +100,8 @@ def _backend(scheduler: str | None, jobs: int) -> Iterator[None]:
         from distributed import Client
     except ImportError:
         raise ValueError("--scheduler needs Dask: pip install 'prob_moe[cluster]'") from None
-    with Client(scheduler, timeout=10), joblib.parallel_config(backend="dask", n_jobs=-1):
+    client = Client(scheduler, timeout=10)  # type: ignore[no-untyped-call]
+    with client, joblib.parallel_config(backend="dask", n_jobs=-1):
         yield
 
 
@@ -118,6 +119,7 @@ def _write(grid: Grid, runs: list[Run], records: list[Record], out: Path) -> Non
     save(curve_plots.learning_curves(runs, records), out / "curves.png")
     save(curve_plots.fits(runs, records), out / "fits.png")
     for task in dict.fromkeys(seeds.task):
+        # With one setting, the views are one.
         for view in VIEWS[: grid.num_settings(task)]:
             console.print(tables.arm_table(arms, task, view, grid.describe(task)))
             console.print(tables.contrast_table(differences, task, view))

@@ -30,7 +30,7 @@ class Record:
     metrics: dict[str, list[float]]
     seconds: float
     curve: dict[str, list[float]] = field(default_factory=dict)
-    picture: dict[str, list] = field(default_factory=dict)
+    picture: dict[str, list[Any]] = field(default_factory=dict)
     stopped_at: int | None = None
 
 

@@ -53,6 +53,7 @@ class Grid:
         unknown = sorted(set(self.arms) - set(ARMS))
         if unknown:
             raise ValueError(f"unknown arms {unknown}; known are {', '.join(ARMS)}")
+        arms = [arm for arm in ARMS if arm in self.arms]
         runs: list[Run] = [
             ToyRun(
                 arm,
@@ -64,12 +65,12 @@ class Grid:
                 num_seeds=self.num_seeds,
                 num_steps=self.num_steps,
             )
-            for rate, weight, break_at, arm in product(self.learning_rates, self.load_balancing, self.breaks, self.arms)
+            for rate, weight, break_at, arm in product(self.learning_rates, self.load_balancing, self.breaks, arms)
         ]
         runs += [
             DigitsRun(arm, rate, weight, self.digits_capacity_factor, seed, num_epochs=self.digits_epochs)
             for rate, weight, seed, arm in product(
-                self.digits_learning_rates, self.digits_load_balancing, range(self.digits_seeds), self.arms
+                self.digits_learning_rates, self.digits_load_balancing, range(self.digits_seeds), arms
             )
         ]
         return runs

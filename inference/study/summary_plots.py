@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 
 from inference.plots import plt
@@ -103,7 +104,7 @@ def robustness(settings: pd.DataFrame) -> Figure:
     return figure
 
 
-def _heat_map(axis: Axes, rows: pd.DataFrame, tasks: list[str], table: pd.DataFrame):
+def _heat_map(axis: Axes, rows: pd.DataFrame, tasks: list[str], table: pd.DataFrame) -> AxesImage:
     rates, weights = (np.sort(table[name].unique()) for name in SETTING)
     gap = 1 if len(tasks) > 1 else 0
     grid = np.full((len(weights), len(tasks) * (len(rates) + gap) - gap), np.nan)

@@ -19,9 +19,10 @@ def arm_table(arms: pd.DataFrame, task: str, view: str, grid: str) -> Table:
     first = "error" if rows.solved.isna().all() else "solved"
     meaning = f"; solved: NLL within {SOLVED_WITHIN} nats of the true process" if first == "solved" else ""
     table = _table(
-        f"{task}: {view}\n{grid}\nheld-out data, nats per datapoint, [95 % bootstrap intervals]{meaning}",
+        f"{task}: {view}\n{grid}\nsetting: learning rate, load-balancing weight; [95 % bootstrap intervals]\n"
+        f"held-out data, nats per datapoint{meaning}",
         "trained with",
-        *(["rate, balancing"] if view == VIEWS[0] else []),
+        *(["setting"] if view == VIEWS[0] else []),
         first,
         "NLL",
     )
@@ -48,12 +49,12 @@ def contrast_table(contrasts: pd.DataFrame, task: str, view: str) -> Table:
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", box=box.SIMPLE)
     for number, name in enumerate(columns):
-        table.add_column(name, justify="right" if number else "left", no_wrap=number > 0)
+        table.add_column(name, justify="right" if number else "left", no_wrap=True)
     return table
 
 
 def _cell(row: pd.Series, name: str) -> str:
-    """Mean and interval, in per cent where it is a share of seeds."""
-    scale, digits, unit = (100, 0, " %") if name == "solved" else (1, 3, "")
+    """Mean and interval, in per cent where it is a share."""
+    scale, digits, unit = {"solved": (100, 0, " %"), "error": (100, 1, " %"), "nll": (1, 3, "")}[name]
     middle, low, high = (f"{scale * row[column]:.{digits}f}" for column in (name, f"{name}_low", f"{name}_high"))
     return f"{middle}{unit} [{low}, {high}]"

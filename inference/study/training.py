@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pyro
 import torch
@@ -86,7 +87,7 @@ def _metrics(learner: Learner, problem: Problem) -> dict[str, list[float]]:
 
 
 @torch.no_grad()
-def _picture(learner: Learner) -> dict[str, list]:
+def _picture(learner: Learner) -> dict[str, list[Any]]:
     """The first model of a stack on a grid of x in (0, 1)."""
     grid = (torch.arange(100) + 0.5) / 100
     mixture = learner.mixture
