@@ -165,8 +165,13 @@ def per_seed(group: pd.DataFrame, view: str) -> pd.DataFrame:
     else:
         even, odd = group[order % 2 == 0], group[order % 2 == 1]
         halves = [(even, odd), (odd, even)]
-    parts = [kept[(kept[SETTING] == best_setting(choosing)).all(axis=1)] for choosing, kept in halves]
+    parts = [_at(kept, best_setting(choosing)) for choosing, kept in halves]
     return pd.concat(parts).set_index("seed")[MEASURES].sort_index()
+
+
+def _at(group: pd.DataFrame, setting: tuple[float, float]) -> pd.DataFrame:
+    rate, weight = setting
+    return group[(group.learning_rate == rate) & (group.load_balancing == weight)]
 
 
 def _described(values: pd.DataFrame) -> dict[str, float]:
