@@ -68,6 +68,19 @@ class StackedLinear(nn.Module):
         return x @ self.weight + self.bias
 
 
+class StackedCostBaseline(nn.Module):
+    """A network for each model of a stack that predicts the cost of every datapoint: (*batch, n, 1) -> (*batch, n)."""
+
+    def __init__(self, batch_shape: tuple[int, ...], hidden_features: int = 16) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            StackedLinear(batch_shape, 1, hidden_features), nn.ReLU(), StackedLinear(batch_shape, hidden_features, 1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x).squeeze(-1)
+
+
 def gaussian(out: Tensor, noise: float = NOISE) -> dist.Normal:
     """The likelihood: a Gaussian around the single output of an expert."""
     return dist.Normal(out.squeeze(-1), noise)

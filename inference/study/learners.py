@@ -1,0 +1,193 @@
+"""A model together with the loss that an arm trains it on."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import ExitStack
+
+import pyro
+import torch
+from pyro.infer import Trace_ELBO
+from torch import Tensor, nn
+
+from prob_moe.distributions import AssignmentDistribution
+from prob_moe.estimators import TraceRouting_ELBO, balanced_objective
+from prob_moe.estimators.baselines import DecayingAverage
+from prob_moe.mixture import MixtureOfExperts
+from prob_moe.routers import Router, Routing, load_balancing_loss
+
+
+class Learner(nn.Module, ABC):
+    """
+    One or, with batch dimensions, many models that are trained side by side.
+
+    Its predictive distribution is its own: what it would be judged by if it were the only one.
+
+    :param mixture: router, experts and likelihood.
+    """
+
+    def __init__(self, mixture: MixtureOfExperts) -> None:
+        super().__init__()
+        self.mixture = mixture
+
+    @abstractmethod
+    def loss(self, x: Tensor, y: Tensor) -> Tensor:
+        """
+        :param x: (*batch, n, d).
+        :param y: (*batch, n).
+        :returns: what is minimised, nats per datapoint, summed over models; a scalar.
+        """
+
+    @abstractmethod
+    def log_predictive(self, x: Tensor, y: Tensor) -> Tensor:
+        """:returns: log p(y_i | x_i) under the model's own predictive distribution, nats, (*batch, n)."""
+
+    @abstractmethod
+    def serve(self, x: Tensor) -> Tensor:
+        """:returns: the outputs that would be served, (*batch, n, out)."""
+
+
+class MixtureLearner(Learner):
+    """Routing is a random variable: it is summed out of the predictive, and the most probable expert serves."""
+
+    def log_predictive(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.mixture.marginal_log_likelihood(x, y)
+
+    def serve(self, x: Tensor) -> Tensor:
+        return self.mixture.experts(x, self.mixture.router(x).argmax(-1), capacity=x.shape[-2])
+
+    def sampled(self, x: Tensor, y: Tensor) -> None:
+        """The mixture as a Pyro model, in a plate of models, in units per datapoint."""
+        with ExitStack() as stack:
+            for dim, size in enumerate(reversed(y.shape[:-1]), start=2):
+                stack.enter_context(pyro.plate(f"models {dim}", size, dim=-dim))
+            stack.enter_context(pyro.poutine.scale(scale=1 / y.shape[-1]))
+            self.mixture(x, y)
+
+
+class ExactGradient(MixtureLearner):
+    """The router objective itself, from every expert on every datapoint."""
+
+    def loss(self, x: Tensor, y: Tensor) -> Tensor:
+        loss = -self.mixture.router_objective(x, y).sum() / y.shape[-1]
+        if self.mixture.load_balancing:
+            # The expectation of what the sampled arms pay: the shares of the choices have the mean P.
+            mean = self.mixture.router(x).softmax(-1).mean(-2)
+            loss = loss + self.mixture.load_balancing * mean.shape[-1] * (mean.detach() * mean).sum()
+        return loss
+
+
+class RouterObjective(MixtureLearner):
+    """
+    The router objective through a procedure and its importance weights.
+
+    :param weighted: without weights, it is the biased twin.
+    """
+
+    def __init__(
+        self, mixture: MixtureOfExperts, assignment: type[AssignmentDistribution], *, weighted: bool = True
+    ) -> None:
+        super().__init__(mixture)
+        mixture.assignment = assignment
+        self.elbo = TraceRouting_ELBO(weighted=weighted)
+
+    def loss(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.elbo.differentiable_loss(self.sampled, _no_guide, x, y)
+
+
+class BalancedObjective(MixtureLearner):
+    r"""
+    The balanced objective, in which the procedure is the model, through Pyro's own ELBO.
+
+    The datapoints of a model are one cost. Its baseline is the mean cost of the model's earlier steps: a constant
+    factor of the model, which shifts the cost and leaves the expected gradient as it is.
+
+    :param beta: decay of that mean.
+    """
+
+    def __init__(
+        self, mixture: MixtureOfExperts, assignment: type[AssignmentDistribution], *, beta: float = 0.9
+    ) -> None:
+        super().__init__(mixture)
+        mixture.assignment = assignment
+        mixture.baseline = None
+        self.beta = beta
+        self.elbo = Trace_ELBO()
+        self.mean_cost = DecayingAverage(torch.zeros(()))
+
+    def loss(self, x: Tensor, y: Tensor) -> Tensor:
+        shift = self.mean_cost.value(self.beta)
+        costs = []
+
+        def shifted(x: Tensor, y: Tensor) -> None:
+            with pyro.poutine.trace() as tracer:
+                self.sampled(x, y)
+            site = tracer.trace.nodes["y"]
+            costs.append(site["fn"].log_prob(site["value"]).detach().mean(-1))
+            # One number a model, lined up with the plates of models.
+            with ExitStack() as stack:
+                for dim, size in enumerate(reversed(y.shape[:-1]), start=2):
+                    stack.enter_context(pyro.plate(f"shifts {dim}", size, dim=-dim))
+                pyro.factor("baseline", -shift.unsqueeze(-1).expand(*y.shape[:-1], 1))
+
+        loss = self.elbo.differentiable_loss(*balanced_objective(shifted), x, y)
+        self.mean_cost.update(costs[-1], self.beta)
+        return loss
+
+
+class GatedLearner(Learner):
+    """
+    One of the alternatives: the likelihood of the layer's single output.
+
+    :param alternative: its training mode trains, its evaluation mode serves.
+    :param load_balancing: weight of Switch's load-balancing loss on its logits; 0 where ``alternative`` has its own.
+    :param serves_all: whether no datapoint is dropped in serving, whatever the capacity was in training.
+    :ivar identity: of datapoints, (*batch, n, d) -> long (*batch, n), where the router asks for it.
+    """
+
+    identity: Callable[[Tensor], Tensor] | None = None
+
+    def __init__(
+        self, mixture: MixtureOfExperts, alternative: Router, *, load_balancing: float, serves_all: bool
+    ) -> None:
+        super().__init__(mixture)
+        self.alternative = alternative
+        self.load_balancing = load_balancing
+        self.serves_all = serves_all
+
+    def loss(self, x: Tensor, y: Tensor) -> Tensor:
+        logits = self.mixture.router(x)
+        routing = self._routing(logits, x)
+        out = routing.output(self.mixture.experts, x)
+        loss = routing.loss - self.mixture.likelihood(out).log_prob(y).mean(-1)
+        if self.load_balancing:
+            loss = loss + self.load_balancing * load_balancing_loss(logits, logits.argmax(-1))
+        return loss.sum()
+
+    def log_predictive(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.mixture.likelihood(self.serve(x)).log_prob(y)
+
+    def serve(self, x: Tensor) -> Tensor:
+        training, limit = self.alternative.training, self.alternative.capacity_factor
+        self.alternative.eval()
+        if self.serves_all:
+            self.alternative.capacity_factor = None
+        out = self._routing(self.mixture.router(x), x).output(self.mixture.experts, x)
+        self.alternative.train(training)
+        self.alternative.capacity_factor = limit
+        return out
+
+    def _routing(self, logits: Tensor, x: Tensor) -> Routing:
+        if self.identity is None:
+            return self.alternative(logits)
+        return self.alternative(logits, identity=self.identity(x))
+
+
+class StraightThroughLearner(GatedLearner):
+    """An alternative without a gate: its model is the mixture, whose predictive sums routing out."""
+
+    def log_predictive(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.mixture.marginal_log_likelihood(x, y)
+
+
+def _no_guide(x: Tensor, y: Tensor) -> None:
+    """All latent sites are assignments, which the model draws."""

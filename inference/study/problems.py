@@ -1,0 +1,100 @@
+"""What is learnt: data, the model that every arm starts from, and how an output is judged."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pyro
+from torch import Tensor, nn
+
+from inference.study.settings import DigitsRun, ToyRun
+from models.digits import NUM_PIXELS, CostBaseline, digits_data, digits_mixture
+from models.piecewise import StackedCostBaseline, piecewise_data, piecewise_mixture, piecewise_nll
+from prob_moe.distributions import IndependentRouting
+from prob_moe.mixture import MixtureOfExperts
+
+Labelled = tuple[Tensor, Tensor]
+
+NUM_TEST = 1000
+DECAYING = {"use_decaying_avg_baseline": True}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """
+    :param train: (x, y) of shapes (*batch, n, d) and (*batch, n).
+    :param test: held-out data of the same kind, in one batch.
+    :param mixture: untrained, with a decaying-average baseline.
+    :param cost_baseline: makes a network that predicts a datapoint's cost, (*batch, n, d) -> (*batch, n).
+    :param identity: what hash routing knows of a datapoint, (*batch, n, d) -> long (*batch, n).
+    :param error: of served outputs, (*batch, n, out) and (*batch, n) -> (*batch).
+    :param truth: NLL of the true process on the test data, nats per datapoint, (*batch); None where nobody knows it.
+    """
+
+    train: Labelled
+    test: Labelled
+    mixture: MixtureOfExperts
+    cost_baseline: Callable[[], nn.Module]
+    identity: Callable[[Tensor], Tensor]
+    error: Callable[[Tensor, Tensor], Tensor]
+    truth: Tensor | None = None
+
+
+def toy_problem(run: ToyRun) -> Problem:
+    """All seeds of a toy run, stacked: the same data and start for every arm and setting."""
+    pyro.set_rng_seed(run.seed)
+    stack = (run.num_seeds,)
+    train = piecewise_data(stack, run.num_datapoints, run.break_at)
+    test = piecewise_data(stack, NUM_TEST, run.break_at)
+    mixture = piecewise_mixture(
+        IndependentRouting, stack, capacity_factor=run.capacity_factor, load_balancing=run.load_balancing
+    )
+    return Problem(
+        train,
+        test,
+        mixture,
+        cost_baseline=lambda: StackedCostBaseline(stack),
+        identity=tenth,
+        error=root_mean_square,
+        truth=piecewise_nll(test, run.break_at),
+    )
+
+
+def digits_problem(run: DigitsRun) -> Problem:
+    """One seed of the digits: the split is always the same, the start is the seed's."""
+    data = digits_data()
+    pyro.set_rng_seed(run.seed)
+    mixture = digits_mixture(
+        IndependentRouting,
+        capacity_factor=run.capacity_factor,
+        load_balancing=run.load_balancing,
+        baseline=DECAYING,
+    )
+    assert isinstance(mixture, MixtureOfExperts)
+    return Problem(
+        data.train,
+        data.test,
+        mixture,
+        cost_baseline=lambda: CostBaseline(NUM_PIXELS),
+        identity=brightness,
+        error=misclassified,
+    )
+
+
+def tenth(x: Tensor) -> Tensor:
+    """In which tenth of (0, 1) a datapoint lies."""
+    return (10 * x.squeeze(-1)).long()
+
+
+def brightness(x: Tensor) -> Tensor:
+    """The sum of the pixels, rounded."""
+    return x.sum(-1).round().long()
+
+
+def root_mean_square(out: Tensor, y: Tensor) -> Tensor:
+    """Root-mean-square error, (*batch)."""
+    return (out.squeeze(-1) - y).square().mean(-1).sqrt()
+
+
+def misclassified(out: Tensor, y: Tensor) -> Tensor:
+    """Share of datapoints whose largest logit is not the right class, (*batch)."""
+    return (out.argmax(-1) != y).to(out.dtype).mean(-1)

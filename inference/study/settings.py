@@ -1,0 +1,77 @@
+"""What a run is."""
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar
+
+
+@dataclass(frozen=True)
+class Run:
+    """
+    One arm at one setting. Everything that its result depends on stands here, so it names the result in the cache.
+
+    :param arm: name of the arm.
+    :param learning_rate: of Adam.
+    :param load_balancing: weight of the load-balancing loss.
+    """
+
+    task: ClassVar[str]
+
+    arm: str
+    learning_rate: float
+    load_balancing: float
+    capacity_factor: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.learning_rate < float("inf"):
+            raise ValueError(f"learning_rate must be positive and finite, got {self.learning_rate!r}")
+        if not 0 <= self.load_balancing < float("inf"):
+            raise ValueError(f"load_balancing must be a weight >= 0, got {self.load_balancing!r}")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name.startswith(("num_", "batch_size")) and value < 1:
+                raise ValueError(f"{field.name} must be a positive int, got {value!r}")
+
+    @property
+    def label(self) -> str:
+        """The task in words, as tables and pictures name it."""
+        return self.task
+
+    def settings(self) -> dict[str, Any]:
+        """All settings by name, for a file."""
+        return {"task": self.task, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class ToyRun(Run):
+    """
+    The two lines; all seeds are trained side by side in one stacked model.
+
+    :param break_at: where the lines change; away from 1/2 the experts' shares are unbalanced.
+    """
+
+    task = "lines"
+
+    break_at: float = 0.5
+    num_seeds: int = 100
+    num_steps: int = 2000
+    num_datapoints: int = 100
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.break_at < 1:
+            raise ValueError(f"break_at must lie inside (0, 1), got {self.break_at!r}")
+
+    @property
+    def label(self) -> str:
+        return f"lines, break at {self.break_at:g}"
+
+
+@dataclass(frozen=True)
+class DigitsRun(Run):
+    """scikit-learn's digits, one seed."""
+
+    task = "digits"
+
+    num_epochs: int = 40
+    batch_size: int = 128

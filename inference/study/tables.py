@@ -1,0 +1,60 @@
+"""Tables for the terminal."""
+
+import pandas as pd
+from rich import box
+from rich.table import Table
+
+from inference.study.statistics import SOLVED_WITHIN, VIEWS
+
+
+def arm_table(arms: pd.DataFrame, task: str, view: str, grid: str) -> Table:
+    """
+    Every arm of one task, grouped by objective.
+
+    :param arms: the table of :func:`~inference.study.statistics.by_arm`.
+    :param view: one of :data:`~inference.study.statistics.VIEWS`.
+    :param grid: the settings that all arms share, in words.
+    """
+    rows = arms[(arms.task == task) & (arms["view"] == view)]
+    first = "error" if rows.solved.isna().all() else "solved"
+    meaning = f"; solved: NLL within {SOLVED_WITHIN} nats of the true process" if first == "solved" else ""
+    table = _table(
+        f"{task}: {view}\n{grid}\nsetting: learning rate, load-balancing weight; [95 % bootstrap intervals]\n"
+        f"held-out data, nats per datapoint{meaning}",
+        "trained with",
+        *(["setting"] if view == VIEWS[0] else []),
+        first,
+        "NLL",
+    )
+    group = None
+    for _, row in rows.iterrows():
+        if row["group"] != group:
+            group = row["group"]
+            table.add_row(f"[bold]{group}[/bold]")
+        setting = [f"{row.learning_rate:g}, {row.load_balancing:g}"] if view == VIEWS[0] else []
+        table.add_row(str(row.arm), *setting, _cell(row, first), _cell(row, "nll"))
+    return table
+
+
+def contrast_table(contrasts: pd.DataFrame, task: str, view: str) -> Table:
+    """The claims on one task, as differences paired over seeds."""
+    rows = contrasts[(contrasts.task == task) & (contrasts["view"] == view)]
+    first = "error" if rows.solved.isna().all() else "solved"
+    table = _table("differences, paired over seeds", "", first, "NLL")
+    for _, row in rows.iterrows():
+        table.add_row(f"{row.arm} minus {row.minus}", _cell(row, first), _cell(row, "nll"))
+    return table
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE)
+    for number, name in enumerate(columns):
+        table.add_column(name, justify="right" if number else "left", no_wrap=True)
+    return table
+
+
+def _cell(row: pd.Series, name: str) -> str:
+    """Mean and interval, in per cent where it is a share."""
+    scale, digits, unit = {"solved": (100, 0, " %"), "error": (100, 1, " %"), "nll": (1, 3, "")}[name]
+    middle, low, high = (f"{scale * row[column]:.{digits}f}" for column in (name, f"{name}_low", f"{name}_high"))
+    return f"{middle}{unit} [{low}, {high}]"

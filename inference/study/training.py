@@ -1,0 +1,107 @@
+"""One run: train an arm on its problem, and measure it on held-out data."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+
+from inference.batches import Minibatches
+from inference.fit import NonFiniteLossError, steps
+from inference.study.arms import ARMS
+from inference.study.cache import Record
+from inference.study.learners import Learner
+from inference.study.problems import Labelled, Problem, digits_problem, toy_problem
+from inference.study.settings import DigitsRun, Run, ToyRun
+
+#: steps between two looks at the held-out data
+LOOK_EVERY = 50
+QUARTILES = (0.25, 0.5, 0.75)
+
+
+def train(run: Run) -> Record:
+    """Train and measure on one thread; the result depends on the settings of the run only."""
+    # The tensors are too small to share between threads, and other runs want the other cores.
+    torch.set_num_threads(1)
+    if isinstance(run, ToyRun):
+        return _train_toy(run)
+    if isinstance(run, DigitsRun):
+        return _train_digits(run)
+    raise NotImplementedError(f"no problem is known for {type(run).__name__}")
+
+
+def _train_toy(run: ToyRun) -> Record:
+    problem = toy_problem(run)
+    # All arms draw from the same state on.
+    pyro.set_rng_seed(run.seed)
+    learner = ARMS[run.arm].build(problem)
+    return _fit(run, problem, learner, lambda: learner.loss(*problem.train), run.num_steps)
+
+
+def _train_digits(run: DigitsRun) -> Record:
+    problem = digits_problem(run)
+    pyro.set_rng_seed(run.seed)
+    learner = ARMS[run.arm].build(problem)
+    batches = Minibatches(*problem.train, batch_size=run.batch_size)
+    return _fit(run, problem, learner, lambda: learner.loss(*next(batches)), run.num_epochs * len(batches))
+
+
+def _fit(run: Run, problem: Problem, learner: Learner, loss: Callable[[], Tensor], num_steps: int) -> Record:
+    start = time.process_time()
+    curve: dict[str, list[float]] = {"step": [], "low": [], "median": [], "high": []}
+    stopped_at = None
+    try:
+        for step, _ in steps(learner, loss, num_steps=num_steps, learning_rate=run.learning_rate):
+            if step % LOOK_EVERY == 0 or step + 1 == num_steps:
+                quartiles = _nll(learner, problem.test).double().quantile(torch.tensor(QUARTILES, dtype=torch.double))
+                for name, value in zip(curve, (step + 1, *quartiles.tolist())):
+                    curve[name].append(_short(value))
+    except NonFiniteLossError as error:
+        # An outcome like any other: it is measured at its last finite parameters.
+        stopped_at = error.step
+    return Record(
+        run.settings(),
+        _metrics(learner, problem),
+        time.process_time() - start,
+        curve,
+        _picture(learner) if isinstance(run, ToyRun) else {},
+        stopped_at,
+    )
+
+
+def _nll(learner: Learner, data: Labelled) -> Tensor:
+    """(models), nats per datapoint."""
+    with torch.no_grad():
+        return -learner.log_predictive(*data).mean(-1).reshape(-1)
+
+
+def _metrics(learner: Learner, problem: Problem) -> dict[str, list[float]]:
+    with torch.no_grad():
+        error = problem.error(learner.serve(problem.test[0]), problem.test[1])
+    measured = {"nll": _nll(learner, problem.test), "error": error.reshape(-1)}
+    if problem.truth is not None:
+        measured["truth"] = problem.truth.reshape(-1)
+    return {name: [_short(value) for value in values.tolist()] for name, values in measured.items()}
+
+
+@torch.no_grad()
+def _picture(learner: Learner) -> dict[str, list[Any]]:
+    """The first model of a stack on a grid of x in (0, 1)."""
+    grid = (torch.arange(100) + 0.5) / 100
+    mixture = learner.mixture
+    stack = mixture.experts.batch_shape
+    x = grid.unsqueeze(-1).expand(*stack, -1, 1)
+    drawn = {
+        "x": grid,
+        "lines": mixture.experts.dense(x)[..., 0].reshape(-1, 100, mixture.experts.num_experts)[0].mT,
+        "probabilities": mixture.router(x).softmax(-1).reshape(-1, 100, mixture.experts.num_experts)[0].mT,
+        "served": learner.serve(x)[..., 0].reshape(-1, 100)[0],
+    }
+    return {name: torch.as_tensor(values).double().round(decimals=4).tolist() for name, values in drawn.items()}
+
+
+def _short(value: float) -> float:
+    """Six digits are more than a seed tells, and keep the files small."""
+    return float(f"{value:.6g}")

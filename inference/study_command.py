@@ -1,0 +1,129 @@
+"""The command ``study``."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import joblib  # type: ignore[import-untyped]
+import typer
+
+from inference.exits import end
+from inference.progress import console, progress_bar
+from inference.study.cache import Cache, Record
+from inference.study.grids import GRIDS, Grid
+from inference.study.runner import run_all
+from inference.study.settings import Run
+from inference.study.statistics import VIEWS, by_arm, by_setting, contrasts, seed_table
+
+
+class Size(StrEnum):
+    """How much to run."""
+
+    NONE = "none"
+    REDUCED = "reduced"
+    FULL = "full"
+
+
+def study(
+    grid: Annotated[
+        Size,
+        typer.Option(help="none: core arms, one setting; reduced: all, small, < 10 minutes; full: hours."),
+    ] = Size.NONE,
+    arm: Annotated[list[str] | None, typer.Option(help="Only this arm; may be repeated.")] = None,
+    learning_rate: Annotated[list[float] | None, typer.Option(help="Of Adam, on the toy; may be repeated.")] = None,
+    load_balancing: Annotated[
+        list[float] | None, typer.Option(help="Weight of the load-balancing loss; may be repeated.")
+    ] = None,
+    break_at: Annotated[
+        list[float] | None, typer.Option(help="Where the lines of the toy change, in (0, 1); may be repeated.")
+    ] = None,
+    num_seeds: Annotated[
+        int | None, typer.Option(help="Data sets and starts of the toy, trained side by side.")
+    ] = None,
+    num_steps: Annotated[int | None, typer.Option(help="Steps of Adam on the toy.")] = None,
+    capacity_factor: Annotated[float | None, typer.Option(help="Capacity is ceil(factor * n / k), on the toy.")] = None,
+    digits_seeds: Annotated[int | None, typer.Option(help="Seeds of the digits; 0 leaves them out.")] = None,
+    seed: Annotated[int, typer.Option(help="First seed of the toy's data, parameters and draws.")] = 0,
+    jobs: Annotated[int, typer.Option(help="Processes; -1 for one a core.")] = -1,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Address of a Dask scheduler whose workers train, tcp://host:port.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for runs, tables and pictures.")] = Path("results/study"),
+) -> None:
+    """
+    Train every way to route on the same grid of settings, and compare.
+
+    Finished runs are kept in OUT/runs and not trained again: an interrupted study goes on where it stopped. All sizes
+    write the same files.
+
+    Example: python -m inference study --grid full --jobs 2
+    """
+    options: dict[str, Any] = {
+        "arms": arm,
+        "learning_rates": learning_rate,
+        "load_balancing": load_balancing,
+        "breaks": break_at,
+        "num_seeds": num_seeds,
+        "num_steps": num_steps,
+        "capacity_factor": capacity_factor,
+        "digits_seeds": digits_seeds,
+        "seed": seed,
+    }
+    try:
+        chosen = replace(GRIDS[grid], **{name: _fixed(value) for name, value in options.items() if value is not None})
+        runs = chosen.runs()
+        out.mkdir(parents=True, exist_ok=True)
+        with progress_bar() as progress, _backend(scheduler, jobs):
+            bar = progress.add_task("runs", total=len(runs))
+            records = run_all(runs, Cache(out / "runs"), advance=lambda count: progress.update(bar, advance=count))
+        _write(chosen, runs, records, out)
+    except (ValueError, OSError) as error:
+        end(str(error))
+
+
+def _fixed(value: Any) -> Any:
+    """Lists become tuples, each value once."""
+    return tuple(dict.fromkeys(value)) if isinstance(value, list) else value
+
+
+@contextmanager
+def _backend(scheduler: str | None, jobs: int) -> Iterator[None]:
+    """joblib's processes: this machine's, or the workers of a Dask cluster."""
+    if scheduler is None:
+        with joblib.parallel_config(backend="sequential" if jobs == 1 else "loky", n_jobs=jobs):
+            yield
+        return
+    try:
+        from distributed import Client
+    except ImportError:
+        raise ValueError("--scheduler needs Dask: pip install 'prob_moe[cluster]'") from None
+    client = Client(scheduler, timeout=10)  # type: ignore[no-untyped-call]
+    with client, joblib.parallel_config(backend="dask", n_jobs=-1):
+        yield
+
+
+def _write(grid: Grid, runs: list[Run], records: list[Record], out: Path) -> None:
+    # Drawing is slow to import; --help need not wait for it.
+    from inference.plots import save
+    from inference.study import curve_plots, summary_plots, tables
+
+    seeds = seed_table(runs, records)
+    arms, differences, settings = by_arm(seeds), contrasts(seeds), by_setting(seeds)
+    for name, table in {"seeds": seeds, "settings": settings, "arms": arms, "contrasts": differences}.items():
+        table.to_csv(out / f"{name}.csv", index=False, float_format="%.6g")
+    save(summary_plots.summary(arms), out / "summary.png")
+    save(summary_plots.robustness(settings), out / "robustness.png")
+    save(curve_plots.learning_curves(runs, records), out / "curves.png")
+    save(curve_plots.fits(runs, records), out / "fits.png")
+    for task in dict.fromkeys(seeds.task):
+        # With one setting, the views are one.
+        for view in VIEWS[: grid.num_settings(task)]:
+            console.print(tables.arm_table(arms, task, view, grid.describe(task)))
+            console.print(tables.contrast_table(differences, task, view))
+    console.print(
+        f"written to {out}: seeds.csv, settings.csv, arms.csv, contrasts.csv; summary.png, robustness.png, curves.png, "
+        "fits.png"
+    )

@@ -1,0 +1,124 @@
+"""Every arm trains, towards the objective that it names."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from inference.fit import steps
+from inference.study.arms import ARMS, Arm, Group
+from inference.study.learners import GatedLearner, MixtureLearner
+from inference.study.problems import Problem, toy_problem
+from inference.study.settings import ToyRun
+from prob_moe.routers import Router
+from tests.estimators.replicas import standard_errors_off
+
+# Stacks of seeds give many draws of the same gradient: the same data and parameters in every one.
+STACK = 3000
+EVERY = pytest.mark.parametrize("arm", ARMS.values(), ids=lambda arm: arm.name)
+
+
+def problem(arm: Arm, **options: float) -> Problem:
+    settings = {"learning_rate": 0.1, "load_balancing": 0.0, "num_seeds": 10} | options
+    return toy_problem(ToyRun(arm.name, **settings))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def double() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def test_registry_names_objectives() -> None:
+    for name, arm in ARMS.items():
+        assert arm.name == name
+        assert arm.objective
+    assert {arm.group for arm in ARMS.values()} == set(Group)
+
+
+def test_every_alternative_has_an_arm() -> None:
+    def leaves(kind: type[Router]) -> set[type[Router]]:
+        return {kind} | set().union(*(leaves(sub) for sub in kind.__subclasses__()))
+
+    routers = {kind for kind in leaves(Router) if kind.__module__.startswith("prob_moe.")} - {Router}
+    learners = (arm.build(problem(arm, num_seeds=2)) for arm in ARMS.values())
+    assert {type(learner.alternative) for learner in learners if isinstance(learner, GatedLearner)} == routers
+
+
+@EVERY
+def test_training_lowers_the_arm_s_own_loss(arm: Arm) -> None:
+    given = problem(arm, load_balancing=0.1)
+    learner = arm.build(given)
+    losses = [loss for _, loss in steps(learner, lambda: learner.loss(*given.train), num_steps=25, learning_rate=0.05)]
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+
+
+@EVERY
+def test_predictive_is_normalised_and_shaped_by_seed(arm: Arm) -> None:
+    given = problem(arm, num_seeds=3)
+    learner = arm.build(given)
+    x = given.test[0][:, :8]
+    values = torch.linspace(-6, 6, 3001)
+    with torch.no_grad():
+        density = torch.stack([learner.log_predictive(x, y.expand(3, 8)) for y in values]).exp()
+        assert learner.serve(x).shape == (3, 8, 1)
+    torch.testing.assert_close(torch.trapezoid(density, values, dim=0), torch.ones(3, 8), atol=1e-4, rtol=0)
+
+
+def exact_gradients(given: Problem) -> list[torch.Tensor]:
+    mixture = given.mixture
+    objective = mixture.router_objective(*given.train).sum() / given.train[1].shape[-1]
+    return list(torch.autograd.grad(-objective, list(mixture.parameters())))
+
+
+@pytest.mark.parametrize(
+    "arm",
+    [arm for arm in ARMS.values() if arm.group in (Group.ROUTER, Group.TWIN) and arm.name != "RL-R"],
+    ids=lambda arm: arm.name,
+)
+@pytest.mark.usefixtures("double")
+def test_unbiased_arms_are_unbiased_and_biased_twins_are_not(arm: Arm) -> None:
+    given = problem(arm, num_seeds=STACK, num_datapoints=20, break_at=0.3)
+    one = tuple(tensor[:1].expand_as(tensor) for tensor in given.train)
+    given = Problem(**(vars(given) | {"train": one}))
+    mixture = given.mixture
+    with torch.no_grad():
+        for parameter in mixture.parameters():
+            parameter.copy_(parameter[:1].expand_as(parameter))
+        mixture.router.bias += torch.tensor([0.5, -0.5])
+    exact = exact_gradients(given)
+    learner = arm.build(given)
+    assert isinstance(learner, (MixtureLearner, GatedLearner))
+    drawn = torch.autograd.grad(learner.loss(*given.train), list(mixture.parameters()))
+    off = max(standard_errors_off(g, e[0]) for g, e in zip(drawn, exact))
+    assert (off < 5) == (arm.group is Group.ROUTER)
+
+
+def test_load_balancing_reaches_every_router() -> None:
+    """At equal draws, the loss with a weight differs from the loss without; a fixed hash has nothing to balance."""
+    for arm in ARMS.values():
+        losses = []
+        for weight in (0.0, 1.0):
+            given = problem(arm, load_balancing=weight, num_seeds=2)
+            learner = arm.build(given)
+            torch.manual_seed(0)
+            losses.append(learner.loss(*given.train).item())
+        assert losses[0] != losses[1], arm.name
+
+
+def test_alternatives_serve_every_datapoint_with_their_best_expert() -> None:
+    """Training drops beyond the capacity; serving does not, and leaves the router's options as they were."""
+    arm = ARMS["Switch"]
+    given = problem(arm, num_seeds=2)
+    with torch.no_grad():
+        given.mixture.router.bias += torch.tensor([9.0, 0.0])
+    learner = arm.build(given)
+    assert isinstance(learner, GatedLearner)
+    x = given.train[0]
+    with torch.no_grad():
+        assert (learner.serve(x) != 0).all()
+        in_training = learner.alternative(learner.mixture.router(x)).output(learner.mixture.experts, x)
+    assert (in_training == 0).sum() == 2 * 50
+    assert learner.alternative.training
+    assert learner.alternative.capacity_factor == 1.0

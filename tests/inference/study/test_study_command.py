@@ -1,0 +1,71 @@
+"""The command end to end, small."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from inference import study_command
+from inference.cli import app
+from inference.study.arms import ARMS, CORE
+from inference.study.grids import GRIDS
+
+SMALL = ["--num-seeds", "2", "--num-steps", "2", "--jobs", "1"]
+
+
+def files(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_all_sizes_write_the_same_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arms = ["--arm", "skip", "--arm", "Gumbel-Matching", "--arm", "Switch"]
+    for size, grid in GRIDS.items():
+        monkeypatch.setitem(
+            study_command.GRIDS, size, replace(grid, digits_epochs=1, digits_seeds=min(1, grid.digits_seeds))
+        )
+        out = tmp_path / size
+        result = CliRunner().invoke(app, ["study", "--grid", size, *SMALL, *arms, "--out", str(out)])
+        assert result.exit_code == 0, result.output
+        assert "learning rates" in result.output
+        for picture in ("summary", "robustness", "curves", "fits"):
+            assert (out / f"{picture}.png").stat().st_size > 10_000
+        expected = grid.num_settings("lines") * len(grid.breaks) * 3
+        assert len(pd.read_csv(out / "settings.csv").query("task != 'digits'")) == expected
+    assert files(tmp_path / "reduced") == files(tmp_path / "full") == files(tmp_path / "none")
+    contrasts = pd.read_csv(tmp_path / "full" / "contrasts.csv")
+    assert set(contrasts.task) == {"lines, break at 0.5", "lines, break at 0.3", "digits"}
+
+
+def test_by_default_the_core_arms_run_at_one_setting(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["study", *SMALL, "--out", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    table = pd.read_csv(tmp_path / "arms.csv")
+    assert list(table[table["view"] == "best setting"].arm) == list(CORE)
+    assert set(table.objective) <= {arm.objective for arm in ARMS.values()}
+
+
+def test_every_arm_gets_the_same_grid() -> None:
+    for grid in GRIDS.values():
+        settings = {arm: [] for arm in grid.arms}
+        for run in grid.runs():
+            settings[run.arm].append({**run.settings(), "arm": None})
+        assert all(others == settings[grid.arms[0]] for others in settings.values())
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--num-seeds", "0", "num_seeds must be a positive int, got 0"),
+        ("--break-at", "2", "break_at must lie inside (0, 1), got 2.0"),
+        ("--learning-rate", "-1", "learning_rate must be positive"),
+        ("--capacity-factor", "0.5", "exceed"),
+        ("--arm", "skipp", "unknown arms ['skipp']"),
+    ],
+)
+def test_bad_options_give_one_line_and_exit_code_2(tmp_path: Path, option: str, value: str, message: str) -> None:
+    result = CliRunner().invoke(app, ["study", *SMALL, "--out", str(tmp_path / "new"), option, value])
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.split())
+    assert "Traceback" not in result.output
