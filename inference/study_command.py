@@ -7,7 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
-import joblib  # type: ignore[import-untyped]
+import joblib
 import typer
 
 from inference.exits import end

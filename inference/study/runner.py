@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from joblib import Parallel, delayed  # type: ignore[import-untyped]
+from joblib import Parallel, delayed
 
 from inference.study.cache import Cache, Record
 from inference.study.settings import Run
