@@ -12,7 +12,7 @@ test: $(READY)  ## Lint, types, and all tests with doctests.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --cov=prob_moe --cov-report=term-missing:skip-covered --cov-fail-under=95
+	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --cov=prob_moe --cov-report=term-missing:skip-covered --cov-fail-under=95
 	$(BIN)/python -m pytest --nbmake notebooks
 
 wheel: $(READY)  ## Build the wheel, install it into an empty environment, run the README's example there.
