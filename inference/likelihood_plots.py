@@ -76,6 +76,7 @@ def _most_probable(axis: Axes, results: dict[str, Likelihood], num_bars: int) ->
         xlabel="assignment: the expert of every datapoint",
         ylabel="probability",
         title="most probable matchings (bars: exact, points: draws ± s.e.)",
+        ylim=(0, None),
     )
 
 
