@@ -43,7 +43,7 @@ def learning_curves(steps: pd.DataFrame, epochs: pd.DataFrame) -> Figure:
         panels.setdefault(name.partition(",")[0], []).append(name)
     figure, axes = panel_grid(1 + len(panels), height=2.9)
     for _, rows in steps.groupby("seed"):
-        axes[0].plot(rows.step, rows.loss, color="C0", alpha=0.25, linewidth=0.6)
+        axes[0].plot(rows.step, rows.loss, color="C0", alpha=0.5 if steps.seed.nunique() == 1 else 0.25, linewidth=0.6)
     if len(by_epoch):
         lines_by_seed(axes[0], by_epoch, "loss", "C0", "mean of an epoch")
     # A density can exceed 1, so a loss can be negative.
