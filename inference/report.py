@@ -32,7 +32,7 @@ class Report:
         self, run: Run, seed: int, fit: Fit | None = None, view: RoutingView | None = None, why_not: str = ""
     ) -> None:
         self.run, self.seed, self.fit, self.view, self.why_not = run, seed, fit, view, why_not
-        #: by section, why it is not there, or not all of it
+        #: by section, why it, or a part of it, is not there
         self.left_out: dict[str, str] = {}
 
     def html(self) -> str:
@@ -55,7 +55,7 @@ class Report:
             try:
                 content = make()
             except LeftOutError as reason:
-                content = self._partly(title, str(reason))
+                content = self._left_out(title, str(reason))
             sections.append(Section(title, content))
         return sections
 
@@ -72,7 +72,8 @@ class Report:
     def _test_metrics(self) -> Content:
         test = self.run.test
         if test is None:
-            raise LeftOutError("the table of the test set comes when all seeds are done")
+            damaged = self.run.results.exists()
+            raise LeftOutError(f"{self.run.results.name} {'is damaged' if damaged else 'comes when all seeds are done'}")
         seeds = list(test.index) if 1 < len(test) <= COLUMNS else []
         rows = []
         for name, (mean, error) in mean_and_error(self.run).items():
@@ -94,7 +95,7 @@ class Report:
             raise LeftOutError("there are no metrics")
         of_seed = steps[steps.seed == self.seed]
         shares: Content = (
-            self._partly("Loads and drops", f"the loads, since there are no metrics of seed {self.seed}")
+            self._left_out("Loads and drops (in part)", f"the loads, since there are no metrics of seed {self.seed}")
             if of_seed.empty
             else [picture(run_figures.loads(of_seed), captions.LOADS.format(seed=self.seed))]
         )
@@ -107,15 +108,15 @@ class Report:
         caption = captions.WEIGHTS
         missing: Content = []
         if self.view is None:
-            missing = self._partly("Importance weights", f"the weights of a draw: {self.why_not}")
+            missing = self._left_out("Importance weights (in part)", f"the weights of a draw: {self.why_not}")
         else:
             caption += captions.DRAWN_WEIGHTS.format(seed=self.seed, words=self.view.weights_in_words)
         return [picture(weight_figures.weights(self.run.steps, drawn), caption), *missing]
 
-    def _partly(self, title: str, what: str) -> Content:
-        """Note that a part of a section is not there."""
-        self.left_out[title] = what
-        return [Text(f"Left out: {what}.", missing=True)]
+    def _left_out(self, title: str, why: str) -> Content:
+        """Note it, and say so in the place of what is not there."""
+        self.left_out[title] = why
+        return [Text(f"Left out: {why}.", missing=True)]
 
     def _fitted(self) -> tuple[Fit, RoutingView]:
         if self.fit is None or self.view is None:

@@ -29,7 +29,8 @@ def map_pictures(fit: Fit, view: RoutingView) -> Content:
         content += _of_inputs(fit, view, served)
     names = dict(zip(view.draws, layer_names(list(view.draws))))
     for site, (routing, z) in further:
-        log_p = routing.logits.log_softmax(-1).double().reshape(-1, routing.num_experts)
+        # A forbidden expert is at minus infinity, which has no place in a picture.
+        log_p = routing.logits.log_softmax(-1).clamp(min=-30).double().reshape(-1, routing.num_experts)
         present = _present(routing, z)
         groups = [group for group, there in zip(view.groups, present.tolist()) if there]
         served = Served(log_p[present].numpy(), z.flatten()[present].numpy(), routing.num_experts, groups)

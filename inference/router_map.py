@@ -145,14 +145,18 @@ def mean_images(served: Served, shape: tuple[int, int]) -> Figure:
 def _scatter(axis: Axes, place: np.ndarray, served: Served, letters: bool = True) -> None:
     """Datapoints in the color of their expert, as the letters of their group where these are few."""
     colors = np.array([*expert_colors(served.num_experts), DROPPED])
-    shown_in = colors[np.where(served.experts >= 0, served.experts, served.num_experts)]
+    color_of = np.where(served.experts >= 0, served.experts, served.num_experts)
     groups = np.array(served.groups)
     short = letters and all(0 < len(name) <= LETTERS for name in served.groups)
-    for name in np.unique(groups) if short else [None]:
-        members = groups == name if short else np.full(len(groups), True)
-        marker = f"${name}$" if short else "o"
-        across, up = place[members].T
-        axis.scatter(across, up, s=42 if short else 14, c=shown_in[members], marker=marker, linewidths=0.3)
+    if short:
+        for name in np.unique(groups):
+            across, up = place[groups == name].T
+            axis.scatter(across, up, s=42, c=colors[color_of[groups == name]], marker=f"${name}$", linewidths=0.3)
+        return
+    # Tokens that are the same come to lie on one another: their disc is as large as they are many.
+    distinct, counts = np.unique(np.column_stack([place.round(6), color_of]), axis=0, return_counts=True)
+    across, up, kind = distinct.T
+    axis.scatter(across, up, s=14 * counts, c=colors[kind.astype(int)], alpha=0.8, linewidths=0)
 
 
 def _legend(figure: Figure, served: Served) -> None:

@@ -1,6 +1,8 @@
 """Pictures of what happened in training, from the tables of a run."""
 
+import itertools
 import math
+import textwrap
 
 import numpy as np
 import pandas as pd
@@ -11,6 +13,8 @@ from inference.figure_style import BINS, DROPPED, WIDTH, binned, expert_colors, 
 
 #: metrics of the routing among those of an epoch, by what their names begin with
 ROUTING = ("max/mean load", "dead experts", "usage perplexity", "drop rate")
+#: how the name of a number begins that a metric is compared with, and that training does not change
+REFERENCE = "reference: "
 #: columns of ``epochs.csv`` that are not of the validation set
 OF_TRAINING = ("epoch", "seed", "loss", "load", "drops")
 
@@ -33,13 +37,13 @@ def learning_curves(steps: pd.DataFrame, epochs: pd.DataFrame) -> Figure:
     """Training loss by step and epoch, and what was measured on the validation set after every epoch."""
     ends = steps.groupby(["seed", "epoch"], as_index=False).step.max()
     by_epoch = epochs.merge(ends, on=["seed", "epoch"]) if len(epochs) else pd.DataFrame()
-    metrics = [name for name in epochs if name not in OF_TRAINING and not name.startswith(ROUTING)]
+    metrics = [name for name in epochs if name not in OF_TRAINING and not name.startswith((*ROUTING, REFERENCE))]
     panels: dict[str, list[str]] = {}
     for name in metrics:
         panels.setdefault(name.partition(",")[0], []).append(name)
     figure, axes = panel_grid(1 + len(panels), height=2.9)
     for _, rows in steps.groupby("seed"):
-        axes[0].plot(rows.step, rows.loss, color="C0", alpha=0.25, linewidth=0.6)
+        axes[0].plot(rows.step, rows.loss, color="C0", alpha=0.5 if steps.seed.nunique() == 1 else 0.25, linewidth=0.6)
     if len(by_epoch):
         lines_by_seed(axes[0], by_epoch, "loss", "C0", "mean of an epoch")
     # A density can exceed 1, so a loss can be negative.
@@ -48,8 +52,13 @@ def learning_curves(steps: pd.DataFrame, epochs: pd.DataFrame) -> Figure:
     for axis, (title, names) in zip(axes[1:], panels.items()):
         for index, name in enumerate(names):
             lines_by_seed(axis, by_epoch, name, f"C{1 + index}", name.partition(", ")[2] or name)
-        axis.set_title(f"validation: {title}")
-        axis.set_ylabel(title + (" (nats)" if "(nats)" in names[0] else ""))
+        axis.set_title(textwrap.fill(f"validation: {title}", 32))
+        axis.set_ylabel(textwrap.fill(title, 32) + (" (nats)" if "(nats)" in names[0] else ""))
+    references = [name for name in epochs if name.startswith(REFERENCE)]
+    for name, style in zip(references, itertools.cycle(("--", ":", "-.", (0, (1, 4))))):
+        label = textwrap.fill(name.removeprefix(REFERENCE), 28)
+        axes[-len(panels)].axhline(epochs[name].mean(), color="0.3", linewidth=1.1, linestyle=style, label=label)
+    for axis in axes[1:]:
         axis.legend(frameon=False, fontsize=8)
     axes[0].legend(frameon=False, fontsize=8)
     return figure

@@ -33,6 +33,11 @@ class Run:
     problems: list[str] = field(default_factory=list)
 
     @property
+    def results(self) -> Path:
+        """The table of :attr:`test`."""
+        return self.folder.path / f"fit_{self.config.task}.csv"
+
+    @property
     def seed_to_show(self) -> int:
         """The first that has a checkpoint, or else the first of the run."""
         return next(
@@ -64,7 +69,7 @@ def read_run(path: Path) -> Run:
         epochs += [table.assign(seed=seed) for table in _tables(run, of_seed.epochs, "epoch", "loss", "load", "drops")]
     run.steps = pd.concat(steps, ignore_index=True) if steps else run.steps
     run.epochs = pd.concat(epochs, ignore_index=True) if epochs else run.epochs
-    run.test = next((table.set_index("seed") for table in _tables(run, path / f"fit_{config.task}.csv", "seed")), None)
+    run.test = next((table.set_index("seed") for table in _tables(run, run.results, "seed")), None)
     return run
 
 

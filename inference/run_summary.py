@@ -21,7 +21,7 @@ OBJECTIVES = {
     Estimator.WEIGHTED: "the router objective R = Σ_i E[log p(y_i | x_i, z_i)] with z_i ~ p_i independently; the "
     "procedure is a proposal, corrected by importance weights: unbiased where datapoints meet in the capacity only",
     Estimator.UNWEIGHTED: "the router objective R = Σ_i E[log p(y_i | x_i, z_i)] with z_i ~ p_i independently, without "
-    "the weights that correct the procedure: biased",
+    "the weights that correct the procedure: biased, unless they are all 1",
     Estimator.BALANCED: "the balanced objective B = E[Σ_i log p(y_i | x_i, z_i)] with Z ~ the procedure, which is the "
     "model itself: unbiased",
 }
@@ -30,7 +30,7 @@ OBJECTIVES = {
 def describe(run: Run) -> list[tuple[str, str]]:
     """The run in words: a name and what there is to say, in the order of reading."""
     config = run.config
-    state = "done" if run.test is not None else "not done yet, or stopped"
+    state = "done" if run.results.exists() else "not done yet, or stopped"
     seeds = ", ".join(f"{seed} ({steps} steps)" for seed, steps in steps_done(run).items())
     return [
         ("task", str(config.task)),
@@ -72,7 +72,7 @@ def summary(run: Run, seed: int, view: RoutingView | None) -> dict[str, Any]:
             "run": str(run.folder.path),
             "options": run.config.plain(),
             "versions": run.versions,
-            "done": run.test is not None,
+            "done": run.results.exists(),
             "steps": {str(number): steps for number, steps in steps_done(run).items()},
             "test": {
                 name: {"mean": mean, "standard error": error, "seeds": _by_seed(run, name)}

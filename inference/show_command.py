@@ -29,10 +29,11 @@ def show(
     """
     Show a run in a report: one HTML file with its pictures inside, which needs neither network nor scripts.
 
-    Learning curves, loads, drops, importance weights, router map, assignment and exchange graphs, use of experts. A fit
-    that goes on, or was stopped, can be shown as well.
+    Learning curves, loads, drops, importance weights, router map, assignment and exchange graphs, use of experts.
 
-    Exit codes: 0 done; 2 bad input, or something of the run is missing or damaged: then the report has what is left.
+    A fit that goes on, or was stopped, can be shown as well.
+
+    Exit codes: 0 done; 2 bad input, or the run lacks something or is damaged: then the report has what is left.
 
     Example: python -m inference show results/fit_digits
     """

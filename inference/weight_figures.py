@@ -44,7 +44,9 @@ def _histogram(axis: Axes, drawn: np.ndarray) -> None:
     axis.hist(positive, edges, color="C0", edgecolor="white", linewidth=0.4)
     axis.axvline(1, color="black", linewidth=0.8, linestyle="--")
     axis.set(xscale="log", xlabel="importance weight (dashed: 1)", ylabel="datapoints")
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7) if high < 10 * low else (1,)))
+    ratio = high / low
+    subs = (1, 1.5, 2, 3, 5, 7) if ratio < 5 else (1, 2, 5) if ratio < 100 else (1,)
+    axis.xaxis.set_major_locator(LogLocator(subs=subs))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda weight, _: f"{weight:g}"))
     axis.xaxis.set_minor_formatter(NullFormatter())
     zeros = int((drawn == 0).sum())

@@ -11,11 +11,12 @@ from matplotlib import pyplot as plt
 from matplotlib.colors import to_rgb
 from torch import nn
 
-from inference.figure_style import expert_colors
+from inference.figure_style import DROPPED, expert_colors
 from inference.graph_figures import draw_assignment, draw_exchange
 from inference.graphs import assignment_graph, exchange_graph, small_draw
 from inference.objective import Assignment, Estimator
 from inference.router_map import Served, along_a_line, over_the_plane, principal_components
+from inference.run_figures import learning_curves
 from inference.run_summary import OBJECTIVES, PROCEDURES
 from inference.weight_figures import weights
 from models.piecewise import gaussian, piecewise_data, piecewise_mixture
@@ -109,7 +110,20 @@ def test_the_map_along_a_line_shows_the_router() -> None:
         np.testing.assert_allclose(line.get_ydata(), mixture.router(at).softmax(-1)[:, expert].detach(), rtol=1e-5)
         predicted = mixture.experts.dense(at)[:, expert, 0].detach()
         np.testing.assert_allclose(bottom.lines[expert].get_ydata(), predicted, rtol=1e-5)
-    np.testing.assert_allclose(bottom.collections[0].get_offsets(), torch.column_stack([x[:, 0], y]))
+    order = x[:, 0].argsort()
+    np.testing.assert_allclose(
+        bottom.collections[0].get_offsets(), torch.column_stack([x[order, 0], y[order]]), atol=1e-5
+    )
+
+
+def test_datapoints_on_one_another_are_a_larger_disc() -> None:
+    points = np.repeat(np.random.default_rng(0).normal(size=(2, 4)), (5, 1), axis=0)
+    same = Served(points, np.array([0, 0, 0, ~1, ~0, 1]), 2, ["a group"] * 6)
+    (axis,) = principal_components(same, "the inputs").axes
+    sizes = axis.collections[0].get_sizes()
+    colors = [tuple(color[:3]) for color in axis.collections[0].get_facecolors()]
+    area = {color: size / sizes.min() for color, size in zip(colors, sizes)}
+    assert area == {to_rgb(DROPPED): 2, to_rgb(expert_colors(2)[0]): 3, to_rgb(expert_colors(2)[1]): 1}
 
 
 def test_the_map_over_the_plane_shows_the_router() -> None:
@@ -137,6 +151,15 @@ def test_an_outlier_does_not_turn_the_plane_of_the_components() -> None:
     spread = np.sort(np.abs(shown), axis=0)[-2]
     assert spread[0] > 8
     assert spread[1] > 4
+
+
+def test_references_are_levels_in_a_panel_and_not_panels() -> None:
+    steps = pd.DataFrame({"step": [1, 2], "epoch": [1, 2], "loss": [2.0, 1.0], "seed": 0})
+    epochs = pd.DataFrame({"epoch": [1, 2], "seed": 0, "loss": [2.0, 1.0], "load": 1.0, "drops": 0.0})
+    epochs = epochs.assign(**{"bits": [3.0, 2.0], "drop rate": 0.0, "reference: of one letter": 4.5})
+    loss, bits = learning_curves(steps, epochs).axes
+    assert [list(line.get_ydata()) for line in bits.lines] == [[3.0, 2.0], [4.5, 4.5]]
+    assert [list(line.get_ydata()) for line in loss.lines] == [[2.0, 1.0]] * 2
 
 
 @pytest.mark.parametrize(
