@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test bench notebooks format clean
+.PHONY: demo test wheel docs bench notebooks format clean
 
 demo: $(READY)  ## Train the toy mixture with every estimator; table and pictures in results/.
 	$(BIN)/python -m inference study
@@ -12,8 +12,19 @@ test: $(READY)  ## Lint, types, and all tests with doctests.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --cov=prob_moe --cov-report=term-missing:skip-covered --cov-fail-under=95
 	$(BIN)/python -m pytest --nbmake notebooks
+
+wheel: $(READY)  ## Build the wheel, install it into an empty environment, run the README's example there.
+	rm -rf dist
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	$(PYTHON) -m venv dist/venv
+	dist/venv/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
+	dist/venv/bin/python -I tests/test_readme.py
+	rm -rf dist/venv
+
+docs: $(READY)  ## The reference of the library, as web pages in results/docs; a warning is an error.
+	$(BIN)/python -W error -m pdoc --docformat restructuredtext --math --output-directory results/docs prob_moe
 
 bench: $(READY)  ## Speed as ratios to named peers, measured in one run.
 	$(BIN)/python -m pytest tests/benchmarks -o python_files='bench_*.py' --benchmark-only --benchmark-columns=min,rounds --benchmark-warmup=on

@@ -8,12 +8,17 @@ import torch
 import typer
 from rich.table import Table
 
+from inference.exits import OneLineErrors
 from inference.fit import NonFiniteLossError
 from inference.fit_command import fit
 from inference.progress import console, progress_bar
 from inference.study import ARMS, Settings, contrasts, run_study, summary
 
-app = typer.Typer(no_args_is_help=True, help="Train and study mixtures of experts whose routing is a random variable.")
+app = typer.Typer(
+    cls=OneLineErrors,
+    no_args_is_help=True,
+    help="Train and study mixtures of experts whose routing is a random variable.",
+)
 app.command()(fit)
 
 

@@ -52,7 +52,7 @@ def _use(z: Tensor, groups: Tensor, num_experts: int, num_groups: int) -> Tensor
     """Shares of a group's datapoints by expert, the last column for what was dropped, (groups, k + 1)."""
     destination = torch.where(z >= 0, z, torch.full_like(z, num_experts))
     cells = torch.bincount(groups * (num_experts + 1) + destination, minlength=num_groups * (num_experts + 1))
-    counts = cells.view(num_groups, num_experts + 1).double()
+    counts = cells.view(num_groups, num_experts + 1).cpu().double()
     return counts / counts.sum(-1, keepdim=True).clamp(min=1)
 
 

@@ -1,6 +1,7 @@
 """The training loop: steps on a loss, stopped before anything is lost."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,63 @@ class NonFiniteLossError(RuntimeError):
         self.step = step
 
 
+class Trainer:
+    """
+    Adam, step by step.
+
+    :param module: its parameters are trained.
+    :param loss: a differentiable scalar, new at every call.
+    :raises ValueError: on a learning rate that is not positive and finite.
+    """
+
+    def __init__(self, module: nn.Module, loss: Callable[[], Tensor], *, learning_rate: float) -> None:
+        if not 0 < learning_rate < float("inf"):
+            raise ValueError(f"learning_rate must be positive and finite, got {learning_rate!r}")
+        self.module = module
+        self.loss = loss
+        self.num_steps = 0  #: done so far
+        self._parameters = list(module.parameters())
+        self._optimizer = torch.optim.Adam(self._parameters, lr=learning_rate)
+        self._last_good = [p.detach().clone() for p in self._parameters]
+
+    def step(self) -> float:
+        """
+        :returns: the loss before the step.
+        :raises NonFiniteLossError: with the last good parameters restored.
+        """
+        self._optimizer.zero_grad()
+        value = self.loss()
+        problem = None if torch.isfinite(value) else "loss"
+        if problem is None:
+            value.backward()
+            gradients = [p.grad for p in self._parameters if p.grad is not None]
+            # One synchronisation for all parameters.
+            if not torch.isfinite(torch.stack([g.abs().max() for g in gradients])).all():
+                problem = "gradient"
+        if problem is not None:
+            _copy(self._last_good, self._parameters)
+            raise NonFiniteLossError(self.num_steps, problem)
+        _copy(self._parameters, self._last_good)
+        self._optimizer.step()
+        self.num_steps += 1
+        return value.item()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Parameters and buffers, the optimiser, the last good parameters, and the number of steps."""
+        return {
+            "module": {name: value.detach() for name, value in self.module.state_dict().items()},
+            "optimizer": self._optimizer.state_dict(),
+            "last_good": self._last_good,
+            "num_steps": self.num_steps,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.module.load_state_dict(state["module"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        _copy(state["last_good"], self._last_good)
+        self.num_steps = state["num_steps"]
+
+
 def steps(
     module: nn.Module, loss: Callable[[], Tensor], *, num_steps: int, learning_rate: float
 ) -> Iterator[tuple[int, float]]:
@@ -33,45 +91,12 @@ def steps(
     """
     if num_steps < 1:
         raise ValueError(f"num_steps must be a positive int, got {num_steps!r}")
-    if not 0 < learning_rate < float("inf"):
-        raise ValueError(f"learning_rate must be positive and finite, got {learning_rate!r}")
-    parameters = list(module.parameters())
-    optimizer = torch.optim.Adam(parameters, lr=learning_rate)
-    last_good = [p.detach().clone() for p in parameters]
+    trainer = Trainer(module, loss, learning_rate=learning_rate)
     for step in range(num_steps):
-        optimizer.zero_grad()
-        value = loss()
-        problem = None if torch.isfinite(value) else "loss"
-        if problem is None:
-            value.backward()
-            gradients = [p.grad for p in parameters if p.grad is not None]
-            # One synchronisation for all parameters.
-            if not torch.isfinite(torch.stack([g.abs().max() for g in gradients])).all():
-                problem = "gradient"
-        if problem is not None:
-            with torch.no_grad():
-                for parameter, good in zip(parameters, last_good):
-                    parameter.copy_(good)
-            raise NonFiniteLossError(step, problem)
-        with torch.no_grad():
-            for parameter, good in zip(parameters, last_good):
-                good.copy_(parameter)
-        optimizer.step()
-        yield step, value.item()
+        yield step, trainer.step()
 
 
-def minibatches(*tensors: Tensor, batch_size: int) -> Iterator[tuple[Tensor, ...]]:
-    """
-    Endless passes over the datapoints, each in a new random order; the last batch of a pass may be smaller.
-
-    :param tensors: (n, ...) each.
-
-    >>> batches = minibatches(torch.arange(5), batch_size=3)
-    >>> [len(next(batches)[0]) for _ in range(4)]
-    [3, 2, 3, 2]
-    """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be a positive int, got {batch_size!r}")
-    while True:
-        for index in torch.randperm(len(tensors[0]), device=tensors[0].device).split(batch_size):
-            yield tuple(tensor[index] for tensor in tensors)
+@torch.no_grad()
+def _copy(source: Sequence[Tensor], target: Sequence[Tensor]) -> None:
+    for old, new in zip(target, source):
+        old.copy_(new)

@@ -1,21 +1,32 @@
 """The command ``fit``."""
 
-from enum import StrEnum
-from functools import partial
+import platform
+import shlex
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import pandas as pd
+import numpy as np
+import pyro
 import torch
 import typer
+from rich.console import Console
 from rich.progress import Progress, TaskID
-from rich.table import Table
 
+import prob_moe
+from inference.checkpoint import CheckpointError
+from inference.device import Dtype, check_device, default_dtype, move
+from inference.exits import end, errors
 from inference.fit import NonFiniteLossError
-from inference.fit_run import FitOptions, FitResult, Status, run_fit, steps_per_epoch
+from inference.fit_config import FitConfig, Serve, TaskName
+from inference.fit_keeper import FitKeeper
+from inference.fit_report import as_json, print_table, write_results
+from inference.fit_run import FitResult, Status, run_fit, steps_per_epoch
+from inference.interrupts import InterruptedFit, StopSignals
 from inference.objective import Assignment, Baseline, Estimator
 from inference.progress import console, progress_bar
-from inference.tasks import TASKS, ModelOptions, Task
+from inference.run_folder import RunFolder
+from inference.tasks import TASKS, Task
 
 #: fits 80 columns
 DETAILS = (
@@ -23,21 +34,8 @@ DETAILS = (
 )
 
 
-class TaskName(StrEnum):
-    """What can be fitted."""
-
-    DIGITS = "digits"
-    PIECEWISE = "piecewise"
-
-
-class Serve(StrEnum):
-    """Which assignment serves."""
-
-    MODE = "mode"
-    SAMPLE = "sample"
-
-
 def fit(
+    context: typer.Context,
     task: Annotated[TaskName, typer.Argument(help="What to fit.")],
     assignment: Annotated[Assignment, typer.Option(help="Procedure that assigns.")] = Assignment.GUMBEL_MATCHING,
     capacity_factor: Annotated[float, typer.Option(help="Capacity is ceil(factor * n / k).")] = 1.25,
@@ -56,60 +54,129 @@ def fit(
     serve: Annotated[Serve, typer.Option(help="Serve by the mode, or by a draw.")] = Serve.MODE,
     seed: Annotated[int, typer.Option(help="First seed of parameters, order and draws.")] = 0,
     num_seeds: Annotated[int, typer.Option(help="Fits with seeds that count up from the first.")] = 1,
-    out: Annotated[Path, typer.Option(help="Folder for table, curve and pictures.")] = Path("results"),
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    dtype: Annotated[Dtype, typer.Option(help="Floating-point type of data and parameters.")] = Dtype.FLOAT32,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run.", show_default="results/fit_TASK")] = None,
+    checkpoint_every: Annotated[int, typer.Option(help="Steps between two checkpoints.")] = 100,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in the folder; options not given are the run's.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the folder.")] = False,
+    as_json_: Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")] = False,
 ) -> None:
     """
     Fit a mixture of experts and judge it on the test set. The test set is served as one batch.
 
+    A run has a folder of its own, with its options, metrics, checkpoints, and events for TensorBoard. A fit that was
+    stopped, by Ctrl-C, a signal, or a crash, goes on with --resume as if nothing had happened, bit for bit.
+
+    Exit codes: 0 done, 2 bad input, 130 and 143 after SIGINT and SIGTERM, with the checkpoint written.
+
     Example: python -m inference fit digits --assignment dependent-rounding --num-seeds 3
+
+    Example: python -m inference fit digits --out results/fit_digits --resume
     """
     # The tensors are too small to share between threads.
     torch.set_num_threads(1)
     try:
-        if num_seeds < 1:
-            raise ValueError(f"num_seeds must be a positive int, got {num_seeds!r}")
-        chosen = TASKS[task]()
-        options = FitOptions(
-            num_epochs=chosen.num_epochs if num_epochs is None else num_epochs,
-            batch_size=chosen.batch_size if batch_size is None else batch_size,
-            learning_rate=chosen.learning_rate if learning_rate is None else learning_rate,
-            model=ModelOptions(
-                assignment, baseline, capacity_factor, load_balancing, num_experts, hidden_features, num_layers
-            ),
-            estimator=estimator,
-            num_particles=(2 if baseline is Baseline.LEAVE_ONE_OUT else 1) if num_particles is None else num_particles,
-            sample=serve is Serve.SAMPLE,
+        if checkpoint_every < 1:
+            raise ValueError(f"checkpoint_every must be a positive int, got {checkpoint_every!r}")
+        if resume and overwrite:
+            raise ValueError("give --resume or --overwrite, not both")
+        run = RunFolder(Path("results") / f"fit_{task}" if out is None else out)
+        if run.holds_run() and not (resume or overwrite):
+            raise ValueError(
+                f"{run.path} holds a run: give --resume to go on, --overwrite to replace it, or another --out"
+            )
+        config = FitConfig(
+            task,
+            assignment,
+            capacity_factor,
+            estimator,
+            baseline,
+            num_particles,
+            num_experts,
+            hidden_features,
+            num_layers,
+            load_balancing,
+            num_epochs,
+            batch_size,
+            learning_rate,
+            serve,
+            seed,
+            num_seeds,
+            device,
+            dtype,
         )
-        results = _run(chosen, options, range(seed, seed + num_seeds))
+        stored = run.read_config() if resume else None
+        if stored is not None:
+            config = config.resumed(stored, _explicit(context))
+        elif resume:
+            errors.print(f"no run in {run.path} yet: starting one", markup=False, highlight=False, soft_wrap=True)
+        with default_dtype(config.dtype):
+            results, chosen, config = _fit_all(config, run, checkpoint_every, resume, errors if as_json_ else console)
         title = (
-            f"{task}: {assignment}, {estimator}, baseline {baseline}\n"
-            f"capacity factor {capacity_factor:g}, served by {serve}"
+            f"{config.task}: {config.assignment}, {config.estimator}, baseline {config.baseline}\n"
+            f"capacity factor {config.capacity_factor:g}, served by {config.serve}"
         )
-        _write(chosen, results, title, out)
-    except (ValueError, NotImplementedError, NonFiniteLossError, OSError) as error:
+        files = write_results(chosen, results, title, run)
+    except InterruptedFit as stopped:
+        command = f"python -m inference fit {task} --out {shlex.quote(str(run.path))} --resume"
+        end(f"{stopped}; the checkpoint is written, go on with: {command}", 128 + stopped.signum)
+    except (ValueError, NotImplementedError, NonFiniteLossError, CheckpointError, OSError) as error:
         # Pyro appends the shapes of the trace to what is wrong.
-        reason = str(error).partition("\n")[0] or f"{assignment} cannot be trained with the estimator {estimator}"
-        console.print(f"[red]{reason}[/red]")
-        raise typer.Exit(2) from None
+        end(str(error) or f"{assignment} cannot be trained with the estimator {estimator}")
+    if as_json_:
+        typer.echo(as_json(results, config.plain(), run))
+    else:
+        print_table(results, title)
+        console.print(f"written to {run.path}: {', '.join(files)}")
 
 
-def _run(task: Task, options: FitOptions, seeds: range) -> dict[int, FitResult]:
+def _explicit(context: typer.Context) -> set[str]:
+    """The names of the options that were given, and not left to their defaults."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name for name, source in sources.items() if source is not None and source.name != "DEFAULT"}
+
+
+def _fit_all(
+    config: FitConfig, run: RunFolder, checkpoint_every: int, resume: bool, console: Console
+) -> tuple[dict[int, FitResult], Task, FitConfig]:
+    """Fit every seed; the options come back with the task's own in the place of None."""
+    device = check_device(config.device)
+    task = TASKS[config.task]()
+    move(task, device)
+    config = config.resolved(task)
+    options = config.options(task)
+
+    @cache
+    def begin() -> None:
+        """Once, when the first step of all is done: until then an earlier run stays as it is."""
+        if not resume:
+            run.clear()
+        run.begin(config.plain(), _versions())
+
     results = {}
     total = options.num_epochs * steps_per_epoch(task, options.batch_size)
-    with progress_bar(DETAILS, description_width=6) as progress:
-        for seed in seeds:
-            fields = _fields(Status(*[float("nan")] * 4))
-            bar = progress.add_task(f"seed {seed}", total=total, **fields)
-            results[seed] = run_fit(task, options, seed, partial(_advance, progress, bar))
-    return results
+    nothing = _shown(Status(0, *[float("nan")] * 4))
+    with StopSignals() as signals, progress_bar(DETAILS, description_width=6, console=console) as progress:
+        for seed in config.seeds:
+            bar = progress.add_task(f"seed {seed}", total=total, **nothing)
+            keeper = FitKeeper(
+                run.seed(seed), config.of_seed(seed), checkpoint_every, signals, begin=begin, resume=resume
+            )
+            with keeper:
+                results[seed] = run_fit(task, options, seed, partial(_show, progress, bar), keeper)
+    return results, task, config
 
 
-def _advance(progress: Progress, bar: TaskID, status: Status) -> None:
-    progress.update(bar, advance=1, **_fields(status))
+def _show(progress: Progress, bar: TaskID, status: Status) -> None:
+    progress.update(bar, **_shown(status))
 
 
-def _fields(status: Status) -> dict[str, Any]:
+def _shown(status: Status) -> dict[str, Any]:
     return {
+        "completed": status.step,
         "rate": f"{status.rate:,.0f}",
         "loss": f"{status.loss:.3f}",
         "load": f"{status.max_mean_load:.2f}",
@@ -117,29 +184,11 @@ def _fields(status: Status) -> dict[str, Any]:
     }
 
 
-def _write(task: Task, results: dict[int, FitResult], title: str, out: Path) -> None:
-    # Drawing is slow to import; --help need not wait for it.
-    from inference import fit_plots, plots
-
-    out.mkdir(parents=True, exist_ok=True)
-    metrics = pd.DataFrame({seed: result.metrics for seed, result in results.items()}).T.rename_axis("seed")
-    curve = pd.concat([result.curve for result in results.values()], ignore_index=True)
-    seed, first = next(iter(results.items()))
-    stem = f"fit_{task.name}"
-    metrics.to_csv(out / f"{stem}.csv")
-    curve.to_csv(out / f"{stem}_curve.csv", index=False)
-    plots.save(fit_plots.training_curve(curve, next(iter(first.metrics)), title), out / f"{stem}_curve.png")
-    use = fit_plots.expert_use(first.use, task.group_label, task.group_names, f"{title}\ntest set, seed {seed}")
-    plots.save(use, out / f"{stem}_use.png")
-    console.print(_table(metrics, title))
-    console.print(f"written to {out}: {stem}.csv, {stem}_curve.csv, {stem}_curve.png, {stem}_use.png")
-
-
-def _table(metrics: pd.DataFrame, title: str) -> Table:
-    seeds = f"{len(metrics)} seeds, ± one standard error" if len(metrics) > 1 else f"seed {metrics.index[0]}"
-    table = Table("test set", title=f"{title}\n({seeds})")
-    table.add_column("mean" if len(metrics) > 1 else "value", justify="right")
-    for name in metrics:
-        mean, error = metrics[name].mean(), metrics[name].sem()
-        table.add_row(str(name), f"{mean:.4g} ± {error:.2g}" if len(metrics) > 1 else f"{mean:.4g}")
-    return table
+def _versions() -> dict[str, str]:
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "pyro": pyro.__version__,
+        "numpy": np.__version__,
+        "prob_moe": prob_moe.__version__,
+    }

@@ -1,8 +1,7 @@
 """Ways to train by name: the procedure that assigns, the estimator of the gradient, its baseline."""
 
-from collections.abc import Callable
 from enum import StrEnum
-from typing import Any
+from typing import Any, Protocol
 
 import pyro
 import torch
@@ -19,8 +18,15 @@ from prob_moe.distributions import (
 from prob_moe.estimators import LeaveOneOut_ELBO, TraceRouting_ELBO, balanced_objective
 from prob_moe.estimators.baselines import DecayingAverage
 
-#: from a batch (x, y) to minus the objective, nats per datapoint
-BatchLoss = Callable[[Tensor, Tensor], Tensor]
+
+class BatchLoss(Protocol):
+    """From a batch (x, y) to minus the objective, nats per datapoint. Its state is what it knows of earlier steps."""
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 class Assignment(StrEnum):
@@ -108,7 +114,28 @@ def batch_loss(model: nn.Module, estimator: Estimator, baseline: Baseline, num_p
         vectorize_particles=num_particles > 1 and baseline is not Baseline.NEURAL,
         max_plate_nesting=_plate_nesting(model),
     )
-    return lambda x, y: elbo.differentiable_loss(model, _no_guide, x, y) / y.numel()
+    return RouterLoss(model, elbo)
+
+
+class RouterLoss:
+    """
+    Minus the router objective per datapoint.
+
+    :param elbo: its baselines remember the costs of earlier steps.
+    """
+
+    def __init__(self, model: nn.Module, elbo: TraceRouting_ELBO) -> None:
+        self.model = model
+        self.elbo = elbo
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.elbo.differentiable_loss(self.model, _no_guide, x, y) / y.numel()
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.elbo.baselines.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.elbo.baselines.load_state_dict(state)
 
 
 class BalancedLoss:
@@ -157,6 +184,12 @@ class BalancedLoss:
         loss = (self.elbo.differentiable_loss(*balanced_objective(shifted), x, y) - shift) / y.numel()
         self._mean_cost.update(-loss.detach(), self.beta)
         return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"total": self._mean_cost.total, "steps": self._mean_cost.steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._mean_cost = DecayingAverage(**state)
 
 
 def _plate_nesting(model: nn.Module) -> int:

@@ -6,11 +6,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 console = Console()
 
 
-def progress_bar(details: str | None = None, description_width: int = 28) -> Progress:
+def progress_bar(details: str | None = None, description_width: int = 28, console: Console = console) -> Progress:
     """
     :param details: what stands beside a short bar instead of the count of steps, in rich's format with the task's
         fields: ``"{task.fields[loss]}"``.
     :param description_width: in characters.
+    :param console: where it goes; the one of stderr where stdout is for machines.
     """
     beside: ProgressColumn = MofNCompleteColumn() if details is None else TextColumn(details)
     return Progress(

@@ -96,7 +96,9 @@ class ArmResult:
     solved: Tensor
 
 
-def run_study(settings: Settings, advance: Callable[[str], None] = lambda name: None) -> tuple[PiecewiseData, list]:
+def run_study(
+    settings: Settings, advance: Callable[[str], None] = lambda name: None
+) -> tuple[PiecewiseData, list["ArmResult"]]:
     """
     Train every arm from the same initial parameters on the same data.
 

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from inference.batches import BatchStream, Minibatches
 from inference.objective import Assignment, Baseline
 from models.digits import CostBaseline, categorical, digits_data, digits_mixture, log_predictive
 from models.metrics import classification_metrics
@@ -46,6 +47,10 @@ class Task(Protocol):
     def build(self, options: ModelOptions) -> Model:
         """A model with new parameters."""
 
+    def batches(self, batch_size: int) -> BatchStream:
+        """Endless minibatches of the training part; a task may bring a stream of its own."""
+        return Minibatches(*self.train, batch_size=batch_size)
+
     def groups(self, x: Tensor, y: Tensor) -> Tensor:
         """:returns: the group of every datapoint, long (n,)."""
 
@@ -56,7 +61,7 @@ class Task(Protocol):
         """
 
 
-class Digits:
+class Digits(Task):
     """scikit-learn's handwritten digits."""
 
     name = "digits"
@@ -98,7 +103,7 @@ class Digits:
         }
 
 
-class Piecewise:
+class Piecewise(Task):
     """The toy task of two lines, with two linear experts."""
 
     name = "piecewise"

@@ -11,8 +11,9 @@ from pyro.ops.provenance import detach_provenance
 from torch import Tensor, nn
 
 from prob_moe.distributions import AssignmentDistribution, GumbelMatching
-from prob_moe.distributions.support import expert_counts, router_choices
+from prob_moe.distributions.support import router_choices
 from prob_moe.experts import BatchedExperts
+from prob_moe.routers.losses import check_weight, load_balancing_loss
 
 
 class MixtureOfExperts(PyroModule):
@@ -38,8 +39,7 @@ class MixtureOfExperts(PyroModule):
     :param capacity: the most datapoints an expert processes per batch; or
     :param capacity_factor: capacity = ceil(capacity_factor * n / k).
     :param baseline: Pyro's ``infer["baseline"]`` options, or a module (*batch, n, d) -> (*batch, n), trained along.
-    :param load_balancing: weight of the load-balancing loss, per datapoint, of Fedus et al. (2021), "Switch
-        Transformers", eq. 4: :math:`k\sum_j F_j P_j`, with F the shares of router choices and P the mean p.
+    :param load_balancing: weight of :func:`~prob_moe.routers.load_balancing_loss`, per datapoint.
 
     >>> from prob_moe.experts import BatchedExperts
     >>> from prob_moe.estimators import TraceRouting_ELBO
@@ -74,8 +74,7 @@ class MixtureOfExperts(PyroModule):
         super().__init__()
         if (capacity is None) == (capacity_factor is None):
             raise ValueError(f"give one of capacity and capacity_factor, got {capacity} and {capacity_factor}")
-        if not load_balancing >= 0:
-            raise ValueError(f"load_balancing must be a weight >= 0, got {load_balancing!r}")
+        check_weight("load_balancing", load_balancing)
         self.router = router
         self.experts = experts
         self.likelihood = likelihood
@@ -96,7 +95,8 @@ class MixtureOfExperts(PyroModule):
         z = pyro.sample("assignment", routing, infer=baseline_infer(self.baseline, x))
         assignment = outside_plate(z)
         if self.load_balancing:
-            penalty = _load_balancing(routing.logits, z, mask) * x.shape[-2]
+            choices = router_choices(detach_provenance(z).detach())
+            penalty = load_balancing_loss(routing.logits, choices, mask) * x.shape[-2]
             pyro.factor("load_balancing", -self.load_balancing * penalty)
         x = x.expand(assignment.shape + x.shape[-1:])
         capacity = routing.capacity if routing.limited else x.shape[-2]
@@ -159,13 +159,3 @@ def baseline_infer(baseline: nn.Module | dict[str, Any] | None, x: Tensor) -> di
 def outside_plate(z: Tensor) -> Tensor:
     """Drop the dimension that the assignment site leaves to the data plate: (*, 1, n) -> (*, n)."""
     return z.squeeze(-2) if z.dim() > 1 else z
-
-
-def _load_balancing(logits: Tensor, z: Tensor, mask: Tensor | None) -> Tensor:
-    """Switch's loss, 1 at balance: gradient flows through the mean probabilities only. (*batch)"""
-    choices = router_choices(detach_provenance(z).detach())
-    present = torch.ones_like(choices, dtype=torch.bool) if mask is None else mask.expand(choices.shape)
-    counts = expert_counts(choices, present, logits.shape[-1]).to(logits.dtype)
-    total = counts.sum(-1, keepdim=True).clamp(min=1)
-    probabilities = logits.softmax(-1) * present.unsqueeze(-1)
-    return logits.shape[-1] * (counts / total * probabilities.sum(-2) / total).sum(-1)

@@ -14,3 +14,7 @@ def test_examples_run() -> None:
         exec(compile(block, str(README), "exec"), names)
         losses = names["losses"]
         assert sum(losses[-10:]) < sum(losses[:10])
+
+
+if __name__ == "__main__":  # `make wheel` runs it with nothing but the wheel and its dependencies
+    test_examples_run()

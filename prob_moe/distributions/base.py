@@ -57,9 +57,9 @@ class AssignmentDistribution(TorchDistribution):
         mask: Tensor | None = None,
         validate_args: bool | None = None,
     ) -> None:
-        _check_logits(logits)
+        check_logits(logits)
         batch_shape, (num_datapoints, num_experts) = logits.shape[:-2], logits.shape[-2:]
-        self.mask = _check_mask(mask, logits)
+        self.mask = check_mask(mask, logits)
         # Whatever stands in padding, NaN for one, must not reach a value or a gradient.
         self.logits = logits if self.mask is None else logits.masked_fill(~self.mask.unsqueeze(-1), 0.0)
         self.capacity = self._resolve_capacity(capacity, capacity_factor, num_datapoints, num_experts)
@@ -68,7 +68,7 @@ class AssignmentDistribution(TorchDistribution):
         # Pyro's switch, not torch's, which torch.compile turns off for the whole process.
         self._validate_args = is_validation_enabled() if validate_args is None else validate_args
         if self._validate_args:
-            self._validate_logits()
+            check_logit_values(self.logits)
 
     def _resolve_capacity(self, capacity: int | None, factor: float | None, n: int, k: int) -> int | None:
         name = type(self).__name__
@@ -90,18 +90,6 @@ class AssignmentDistribution(TorchDistribution):
                 f"(logits of shape {tuple(self.logits.shape)}); capacity must be at least {-(-present // k)}"
             )
         return capacity
-
-    def _validate_logits(self) -> None:
-        logits = self.logits
-        if bool(router_logits.check(logits.detach()).all()):
-            return
-        shape = tuple(logits.shape)
-        if bool(torch.isnan(logits).any()):
-            raise ValueError(f"logits of shape {shape} contain NaN")
-        if bool((logits == torch.inf).any()):
-            raise ValueError(f"logits of shape {shape} contain +inf; forbid the other experts with -inf instead")
-        row = (logits == -torch.inf).all(-1).nonzero()[0].tolist()
-        raise ValueError(f"logits of shape {shape} forbid every expert to datapoint {row}: its row is -inf throughout")
 
     # Shapes and names ------------------------------------------------------------------------------------------------
 
@@ -249,7 +237,10 @@ def gumbel_noise_like(tensor: Tensor) -> Tensor:
     return exponential.clamp_(min=torch.finfo(dtype).tiny).log_().neg_()
 
 
-def _check_logits(logits: Tensor) -> None:
+def check_logits(logits: Tensor) -> None:
+    """
+    :raises ValueError: if the logits are not floating-point numbers of shape (*batch, n, k).
+    """
     if not isinstance(logits, Tensor) or not logits.is_floating_point():
         kind = logits.dtype if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(f"logits must be a tensor of floating-point numbers, got {kind}")
@@ -257,7 +248,28 @@ def _check_logits(logits: Tensor) -> None:
         raise ValueError(f"logits must have shape (*batch, n, k) with k >= 1, got {tuple(logits.shape)}")
 
 
-def _check_mask(mask: Tensor | None, logits: Tensor) -> Tensor | None:
+def check_logit_values(logits: Tensor) -> None:
+    """
+    Looks at the values, which waits for the device.
+
+    :raises ValueError: if the logits contain NaN or +inf, or forbid every expert to a datapoint.
+    """
+    if bool(router_logits.check(logits.detach()).all()):
+        return
+    shape = tuple(logits.shape)
+    if bool(torch.isnan(logits).any()):
+        raise ValueError(f"logits of shape {shape} contain NaN")
+    if bool((logits == torch.inf).any()):
+        raise ValueError(f"logits of shape {shape} contain +inf; forbid the other experts with -inf instead")
+    row = (logits == -torch.inf).all(-1).nonzero()[0].tolist()
+    raise ValueError(f"logits of shape {shape} forbid every expert to datapoint {row}: its row is -inf throughout")
+
+
+def check_mask(mask: Tensor | None, logits: Tensor) -> Tensor | None:
+    """
+    :returns: the mask expanded to (*batch, n) of the logits.
+    :raises ValueError: if the mask is not bool, or does not broadcast.
+    """
     if mask is None:
         return None
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:

@@ -1,6 +1,5 @@
 """The balanced objective, in which the procedure is the model, through Pyro's own ELBOs."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from prob_moe.distributions import AssignmentDistribution
-from prob_moe.estimators.sites import Site, is_assignment
+from prob_moe.estimators.sites import Program, Site, is_assignment
 
 
 class ScoreOnly(TorchDistribution):
@@ -24,7 +23,7 @@ class ScoreOnly(TorchDistribution):
     :param procedure: the assignment distribution.
     """
 
-    arg_constraints: dict = {}  # noqa: RUF012  (torch's form)
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012  (torch's form)
     has_rsample = False
 
     def __init__(self, procedure: AssignmentDistribution) -> None:
@@ -63,14 +62,14 @@ class OwnProcedures:
     :param scored: the model, with assignment sites that are :class:`ScoreOnly`.
     """
 
-    def __init__(self, scored: Callable) -> None:
+    def __init__(self, scored: Program) -> None:
         self._draw = poutine.block(scored, expose_fn=lambda msg: isinstance(msg["fn"], ScoreOnly))
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:
         self._draw(*args, **kwargs)
 
 
-def balanced_objective(model: Callable) -> tuple[Callable, Callable]:
+def balanced_objective(model: Program) -> tuple[Program, Program]:
     r"""
     A model and a guide with which Pyro's ELBOs estimate the *balanced objective*
 

@@ -1,6 +1,6 @@
 """Checks of a model before it trains."""
 
-from collections.abc import Callable
+from typing import Any
 
 import torch
 from pyro import poutine
@@ -9,7 +9,7 @@ from pyro.ops.provenance import get_provenance
 from pyro.poutine import Trace
 from pyro.poutine.util import prune_subsample_sites
 
-from prob_moe.estimators.sites import assignment_sites, data_plate, ordinary_sites
+from prob_moe.estimators.sites import Program, assignment_sites, data_plate, ordinary_sites
 
 
 def check_baselines(guide_trace: Trace) -> None:
@@ -21,7 +21,7 @@ def check_baselines(guide_trace: Trace) -> None:
             raise ValueError(f"site {name!r} asks for a baseline, which is read at assignment sites only")
 
 
-def check_dependence(model: Callable, guide: Callable, args: tuple, kwargs: dict) -> None:
+def check_dependence(model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """
     Run the model once, under provenance tracking, and see that assignments act through their data plate only.
 

@@ -1,5 +1,6 @@
 """Where the assignment sites of a trace are, and which plate holds their datapoints."""
 
+from collections.abc import Callable
 from typing import Any
 
 from pyro.poutine import Trace
@@ -7,6 +8,9 @@ from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
 from prob_moe.distributions import AssignmentDistribution
+
+#: a model or a guide: a function whose effects Pyro records
+Program = Callable[..., Any]
 
 #: a Pyro message: what a trace records of a site
 Site = dict[str, Any]

@@ -1,6 +1,5 @@
 """The router objective as a Pyro ELBO: unbiased gradients through importance-weighted assignments."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch import Tensor
 from prob_moe.estimators.baselines import BaselineOptions, Baselines
 from prob_moe.estimators.checks import check_baselines, check_dependence
 from prob_moe.estimators.sites import (
+    Program,
     Site,
     assignment_sites,
     data_plate,
@@ -86,11 +86,15 @@ class TraceRouting_ELBO(Trace_ELBO):
 
     # Traces ----------------------------------------------------------------------------------------------------------
 
-    def _guess_max_plate_nesting(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> None:
+    def _guess_max_plate_nesting(
+        self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
         # Pyro's guess evaluates every log_prob; those of assignments are never needed and may not exist.
         super()._guess_max_plate_nesting(_without_assignments(model), _without_assignments(guide), args, kwargs)
 
-    def _get_trace(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> tuple[Trace, Trace]:
+    def _get_trace(
+        self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Trace, Trace]:
         if is_validation_enabled() and not self._checked_dependence:
             check_dependence(model, guide, args, kwargs)
             self._checked_dependence = True
@@ -115,7 +119,7 @@ class TraceRouting_ELBO(Trace_ELBO):
 
     # Losses ----------------------------------------------------------------------------------------------------------
 
-    def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
+    def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """:returns: an estimate of -R, without side effects on the baselines."""
         elbo = 0.0
         with torch.no_grad():
@@ -125,13 +129,13 @@ class TraceRouting_ELBO(Trace_ELBO):
         warn_if_nan(-elbo, "loss")
         return -elbo
 
-    def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
+    def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         """:returns: a scalar with the value of the loss and the gradient of the surrogate."""
         elbo, surrogate = self._elbo_and_surrogate(model, guide, args, kwargs)
         warn_if_nan(surrogate, "loss")
         return -elbo - (surrogate - surrogate.detach())
 
-    def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
+    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """:returns: the loss, after backward on the surrogate."""
         elbo, surrogate = self._elbo_and_surrogate(model, guide, args, kwargs)
         if surrogate.requires_grad:
@@ -140,7 +144,9 @@ class TraceRouting_ELBO(Trace_ELBO):
         warn_if_nan(loss, "loss")
         return loss
 
-    def _elbo_and_surrogate(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> tuple[Tensor, Tensor]:
+    def _elbo_and_surrogate(
+        self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Tensor, Tensor]:
         elbo: Any = 0.0
         surrogate: Any = 0.0
         routed = []
@@ -185,7 +191,7 @@ class TraceRouting_ELBO(Trace_ELBO):
                 surrogate = surrogate + (log_r.sum_to(site["cond_indep_stack"]) * score).sum()
         return elbo, surrogate, data
 
-    def _routed_data(self, model_trace: Trace, guide_trace: Trace) -> tuple[RoutedData | None, tuple]:
+    def _routed_data(self, model_trace: Trace, guide_trace: Trace) -> tuple[RoutedData | None, tuple[Any, ...]]:
         sites = assignment_sites(model_trace)
         if not sites:
             return None, ()
@@ -228,7 +234,7 @@ class TraceRouting_ELBO(Trace_ELBO):
         return surrogate
 
 
-def _without_assignments(fn: Callable) -> Callable:
+def _without_assignments(fn: Program) -> Program:
     return poutine.block(fn, hide_fn=is_assignment)
 
 

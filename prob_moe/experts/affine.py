@@ -60,4 +60,4 @@ def affine_relu(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     # Tensor subclasses, such as those that carry Pyro's provenance, are invisible to an autograd.Function.
     if has_torch_function(args):
         return handle_torch_function(affine_relu, args, *args)
-    return _AffineReLU.apply(*args)
+    return _AffineReLU.apply(*args)  # type: ignore[no-untyped-call]

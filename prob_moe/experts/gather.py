@@ -45,7 +45,7 @@ def gather_rows(rows: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
     # Tensor subclasses, such as those that carry Pyro's provenance, are invisible to an autograd.Function.
     if not torch.compiler.is_compiling() and has_torch_function(args):
         return handle_torch_function(gather_rows, args, *args)
-    return _GatherRows.apply(*args)
+    return _GatherRows.apply(*args)  # type: ignore[no-untyped-call]
 
 
 def _flat_indices(plan: DispatchPlan, expert_major: bool) -> tuple[Tensor, Tensor]:

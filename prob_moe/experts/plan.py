@@ -14,9 +14,9 @@ class DispatchPlan(NamedTuple):
     Where every datapoint sits and who sits in every slot: a partial bijection, stored in both directions so that
     moving data and moving its gradient are gathers alike.
 
-    :ivar slots: long (*batch, n); datapoint i sits in slot ``e * c + s`` of its batch element, -1 if in none.
-    :ivar sources: long (*batch, k, c); the datapoint in slot s of expert e, -1 if the slot is empty.
-    :ivar loads: long (*batch, k); occupied slots of every expert, which are its first ones.
+    :param slots: long (*batch, n); datapoint i sits in slot ``e * c + s`` of its batch element, -1 if in none.
+    :param sources: long (*batch, k, c); the datapoint in slot s of expert e, -1 if the slot is empty.
+    :param loads: long (*batch, k); occupied slots of every expert, which are its first ones.
     """
 
     slots: Tensor
@@ -49,9 +49,8 @@ def dispatch_plan(
     :param num_experts: k, a positive int.
     :param capacity: c, slots of every expert, a positive int.
     :param mask: bool (*batch, n); datapoints that are False are padding and take no slot.
-    :param validate_args: whether to check the values of ``assignment``, which waits for the device. By default
-        torch's switch for distributions decides (``torch.distributions.Distribution.set_default_validate_args``), and
-        CUDA tensors are not checked. Never checked while compiling. Unchecked, a datapoint beyond its expert's
+    :param validate_args: whether to check the values of ``assignment``, which waits for the device. By default they are
+        checked everywhere but on CUDA. Never checked while compiling. Unchecked, a datapoint beyond its expert's
         capacity or of an unknown expert gets no slot.
     :return: the plan, with ``slots``, ``sources`` and ``loads``.
     :raises ValueError: wrong dtype, shape, ``num_experts`` or ``capacity``; with checks of values also an unknown

@@ -9,13 +9,12 @@ def should_check_values(tensor: Tensor, validate_args: bool | None) -> bool:
     Looking at values makes the host wait for the device and breaks a compiled graph.
 
     :param tensor: the tensor whose values would be looked at.
-    :param validate_args: the caller's wish; None follows torch's switch for distributions, except on CUDA.
+    :param validate_args: the caller's wish; None looks where that is cheap: everywhere but on CUDA.
     """
     if torch.compiler.is_compiling():
         return False
-    if validate_args is None:
-        return bool(torch.distributions.Distribution._validate_args) and not tensor.is_cuda
-    return validate_args
+    # Not torch's switch for distributions: torch.compile turns that off for the whole process.
+    return not tensor.is_cuda if validate_args is None else validate_args
 
 
 def check_positive_int(name: str, value: object) -> None:

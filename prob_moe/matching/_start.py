@@ -22,7 +22,9 @@ def _targets(room: np.ndarray, share: float) -> np.ndarray:
 
 
 @njit(cache=True, nogil=True)
-def _improve_on_samples(scores: np.ndarray, rows: np.ndarray, room: np.ndarray, floor: float) -> tuple:
+def _improve_on_samples(
+    scores: np.ndarray, rows: np.ndarray, room: np.ndarray, floor: float
+) -> tuple[np.ndarray, float, bool]:
     """Prices after all samples, the last change of a price, and whether the last sample held all rows."""
     prices, spread, width, step = room * 0.0, 0.0, 0.0, 2
     for per_expert, sweeps in _SAMPLES:

@@ -91,7 +91,7 @@ def matching_log_prob(
                         estimate = quadrature(problem, d)
                     else:
                         estimate = importance_sampling(problem, num_points, max_points, tolerance)
-                value = _FixedPoints.apply(flat_logits[index], problem, estimate)
+                value = _FixedPoints.apply(flat_logits[index], problem, estimate)  # type: ignore[no-untyped-call]
                 error = error.index_copy(0, index, estimate.error)
             log_prob = log_prob.index_copy(0, index, value)
     return log_prob.view(batch).to(logits.dtype), error.view(batch).to(logits.dtype)

@@ -1,6 +1,6 @@
 """Exact objectives of small models, by conditioning their assignment sites on every value."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -9,11 +9,11 @@ from pyro.poutine import Trace
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
-from prob_moe.estimators.sites import assignment_sites, data_plate, ordinary_sites, per_datapoint
+from prob_moe.estimators.sites import Program, assignment_sites, data_plate, ordinary_sites, per_datapoint
 from prob_moe.mixture import MixtureOfExperts
 
 
-def exact_router_objective(model: Callable, *args: Any, **kwargs: Any) -> Tensor:
+def exact_router_objective(model: Program, *args: Any, **kwargs: Any) -> Tensor:
     r"""
     The router objective :math:`R = \sum_i E_{z_i \sim p_i}[f_i(z_i)]` without sampling.
 
@@ -50,7 +50,7 @@ def exact_router_objective(model: Callable, *args: Any, **kwargs: Any) -> Tensor
     return total
 
 
-def exact_balanced_objective(model: Callable, *args: Any, **kwargs: Any) -> Tensor:
+def exact_balanced_objective(model: Program, *args: Any, **kwargs: Any) -> Tensor:
     r"""
     The balanced objective :math:`B = E_{Z \sim \mathrm{procedure}}[\sum_i f_i(z_i)]` by enumeration: the model runs
     once for every value of ``enumerate_support`` (with several assignment sites, for every combination), weighted by
@@ -63,7 +63,7 @@ def exact_balanced_objective(model: Callable, *args: Any, **kwargs: Any) -> Tens
     return _balanced(model, args, kwargs, {})
 
 
-def _balanced(model: Callable, args: tuple, kwargs: dict, values: dict[str, Tensor]) -> Tensor:
+def _balanced(model: Program, args: tuple[Any, ...], kwargs: dict[str, Any], values: dict[str, Tensor]) -> Tensor:
     trace = _run(model, args, kwargs, values)
     following = next(iter(assignment_sites(trace).items()), None)
     if following is None:
@@ -85,7 +85,7 @@ def _balanced(model: Callable, args: tuple, kwargs: dict, values: dict[str, Tens
 
 
 def _constant_assignments(
-    model: Callable, args: tuple, kwargs: dict, values: dict[str, Tensor]
+    model: Program, args: tuple[Any, ...], kwargs: dict[str, Any], values: dict[str, Tensor]
 ) -> Iterator[tuple[Trace, dict[str, Tensor]]]:
     """Traces with every assignment site at one expert throughout, for all combinations of experts."""
     trace = _run(model, args, kwargs, values)
@@ -99,7 +99,7 @@ def _constant_assignments(
         yield from _constant_assignments(model, args, kwargs, values | {name: value})
 
 
-def _run(model: Callable, args: tuple, kwargs: dict, values: dict[str, Tensor]) -> Trace:
+def _run(model: Program, args: tuple[Any, ...], kwargs: dict[str, Any], values: dict[str, Tensor]) -> Trace:
     """
     :raises ValueError: on latent sites other than assignments, or no assignments at all.
     """

@@ -8,6 +8,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
+from prob_moe.estimators.sites import Program
 from prob_moe.testing.report import GradientReport, GradientRow
 
 #: Trace_ELBO goes backward only if a trace holds a parameter; this one stands in for those of plain modules.
@@ -17,8 +18,8 @@ Exact = Callable[..., Tensor] | Mapping[str, Tensor]
 
 
 def gradient_report(
-    model: Callable,
-    guide: Callable,
+    model: Program,
+    guide: Program,
     elbo: Any,
     *args: Any,
     exact: Exact,
@@ -87,10 +88,10 @@ def gradient_report(
 
 
 def _leaves(
-    model: Callable,
-    guide: Callable,
-    args: tuple,
-    kwargs: dict,
+    model: Program,
+    guide: Program,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
     parameters: Mapping[str, Tensor] | nn.Module | None,
     replicas: int,
 ) -> dict[str, Tensor]:
@@ -113,7 +114,7 @@ def _leaves(
     return leaves
 
 
-def _all_parameters(model: Callable, guide: Callable, args: tuple, kwargs: dict) -> dict[str, Tensor]:
+def _all_parameters(model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:
     """Those of modules under their own names, then those that only Pyro knows, each once."""
     with torch.no_grad(), poutine.block():
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
@@ -135,7 +136,7 @@ def _all_parameters(model: Callable, guide: Callable, args: tuple, kwargs: dict)
 
 
 def _exact_gradients(
-    exact: Exact, leaves: dict[str, Tensor], args: tuple, kwargs: dict, replicas: int
+    exact: Exact, leaves: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], replicas: int
 ) -> dict[str, Tensor]:
     if callable(exact):
         objective = exact(*args, **kwargs)
@@ -156,10 +157,10 @@ def _exact_gradients(
 
 def _draws(
     elbo: Any,
-    model: Callable,
-    guide: Callable,
-    args: tuple,
-    kwargs: dict,
+    model: Program,
+    guide: Program,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
     leaves: dict[str, Tensor],
     num_samples: int,
     replicas: int,

@@ -7,9 +7,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from inference.batches import Minibatches
 from inference.cli import app
 from inference.evaluate import evaluate
-from inference.fit import minibatches
 from inference.fit_run import FitOptions, run_fit
 from inference.objective import Assignment, BalancedLoss, Baseline, Estimator
 from inference.tasks import Digits, ModelOptions, Piecewise
@@ -85,7 +85,7 @@ def test_piecewise_command(tmp_path: Path) -> None:
 
 def test_minibatches_cover_the_data_in_new_orders() -> None:
     data = torch.arange(10)
-    batches = minibatches(data, -data, batch_size=4)
+    batches = Minibatches(data, -data, batch_size=4)
     passes = []
     for _ in range(2):
         xs, ys = zip(*(next(batches) for _ in range(3)))

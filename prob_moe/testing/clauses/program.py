@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -102,7 +103,11 @@ def copies(setting: Setting) -> str:
     routing = setting.routing(setting.sizes[0])
     value = routing.sample()
     expected = routing.importance_weights(value)
-    for name, function in (("copy.deepcopy", copy.deepcopy), ("pickle", lambda x: pickle.loads(pickle.dumps(x)))):
+    functions: dict[str, Callable[[Any], Any]] = {
+        "copy.deepcopy": copy.deepcopy,
+        "pickle": lambda x: pickle.loads(pickle.dumps(x)),
+    }
+    for name, function in functions.items():
         try:
             copied = function(routing)
             weights = copied.importance_weights(value)

@@ -1,0 +1,44 @@
+"""How a command ends when something is wrong: one line on stderr, and an exit code. 0 ok, 2 bad input."""
+
+import sys
+from typing import Any, NoReturn
+
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+errors = Console(stderr=True)
+
+
+def end(message: str, code: int = 2) -> NoReturn:
+    """
+    Print one line, whatever the width of the terminal, and leave.
+
+    :param code: 2 on bad input, 128 + signal number after a signal.
+    """
+    # Messages may hold brackets, which are not markup.
+    errors.print(message.partition("\n")[0], style="red", markup=False, highlight=False, soft_wrap=True)
+    raise typer.Exit(code)
+
+
+class OneLineErrors(TyperGroup):
+    """A group of commands whose usage errors are one line, too."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        if not kwargs.get("standalone_mode", True):
+            return super().main(*args, **kwargs)
+        try:
+            code = super().main(*args, **{**kwargs, "standalone_mode": False})
+        except typer.Abort:
+            code = 1
+        except Exception as error:
+            # Click's usage errors, by what they offer: typer's releases bring different classes of the same name.
+            if not hasattr(error, "format_message"):
+                raise
+            if type(error).__name__ == "NoArgsIsHelpError":
+                error.show()  # type: ignore[attr-defined]
+            else:
+                line = f"{error.format_message()} (--help tells what there is)"
+                errors.print(" ".join(line.split()), style="red", markup=False, highlight=False, soft_wrap=True)
+            code = 2
+        sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,89 @@
+"""Loss-free balancing: a bias that decides who is chosen, moved by the loads instead of a gradient."""
+
+import torch
+from torch import Tensor
+
+from prob_moe.distributions.support import expert_counts
+from prob_moe.experts.validation import check_positive_int
+from prob_moe.routers.base import Router, SparseRouting, top_choices
+from prob_moe.routers.losses import check_weight
+
+
+class LossFreeBias(Router):
+    r"""
+    Experts are chosen by a biased score, and gated by the score without the bias:
+
+    .. math:: y_i = \sum_{j \in \mathrm{top}_m(\sigma(\phi_i) + b)} \sigma(\phi_{ij}) f_j(x_i).
+
+    In training mode every call then moves the bias by its loads :math:`n_j`, choices that capacity drops included:
+
+    .. math:: b_j \leftarrow b_j + u\, \mathrm{sign}(\bar n - n_j).
+
+    The choices of a call use the bias from before, so no datapoint influences its own routing. Evaluation mode leaves
+    the bias as it is. b is a buffer: it is saved with the module, and never gets a gradient. Keep it in float32, also
+    beside logits of bfloat16, whose numbers lie too far apart for steps of 1e-3.
+
+    **Objective:** its own deterministic model, the loss of this y with the choices fixed, for which the gradient
+    through the gates is exact almost everywhere. **Bias** for any objective over routings: as with
+    :class:`~prob_moe.routers.Switch`, experts that are not chosen and the probability of choosing do not enter.
+
+    **Source:** Wang, Gao, Zhao, Sun & Dai (2024), "Auxiliary-Loss-Free Load Balancing Strategy for Mixture-of-Experts",
+    algorithm 1; the sigmoid and the rate are DeepSeek's.
+
+    :param num_experts: k.
+    :param num_selected: m, experts per datapoint.
+    :param rate: u, >= 0.
+    :param batch_shape: leading dimensions of independent models, each with a bias of its own; loads are summed over
+        further leading dimensions of the logits.
+    :param capacity: the most datapoints of one batch that an expert processes, over all m choices; or
+    :param capacity_factor: capacity = ceil(capacity_factor * n / k). Without either there is no limit.
+    :ivar bias: b, (*batch_shape, k).
+    :raises ValueError: if a size is not a positive int, the rate is negative, m exceeds k, or at the call the logits
+        do not have the shape (*batch, *batch_shape, n, k).
+    """
+
+    objective = "deterministic L(sum_top sigma_j f_j), the choices fixed"
+
+    bias: Tensor
+
+    def __init__(
+        self,
+        num_experts: int,
+        *,
+        num_selected: int = 1,
+        rate: float = 1e-3,
+        batch_shape: tuple[int, ...] = (),
+        capacity: int | None = None,
+        capacity_factor: float | None = None,
+    ) -> None:
+        super().__init__(capacity=capacity, capacity_factor=capacity_factor)
+        check_positive_int("num_experts", num_experts)
+        check_positive_int("num_selected", num_selected)
+        check_weight("rate", rate)
+        self.num_selected = num_selected
+        self.rate = rate
+        self.register_buffer("bias", torch.zeros(*batch_shape, num_experts))
+
+    def forward(self, logits: Tensor, *, mask: Tensor | None = None) -> SparseRouting:
+        logits, mask = self.prepare(logits, mask)
+        models = self.bias.shape[:-1]
+        if logits.shape[-1:] != self.bias.shape[-1:] or logits.shape[-2 - len(models) : -2] != models:
+            raise ValueError(
+                f"logits of shape {tuple(logits.shape)} must have shape (*batch, *batch_shape, n, k) with batch_shape "
+                f"{tuple(models)} and k = {self.bias.shape[-1]} as given to LossFreeBias"
+            )
+        score = logits.sigmoid()
+        biased = (score.detach() + self.bias.unsqueeze(-2)).masked_fill(logits == -torch.inf, -torch.inf)
+        choices = top_choices(biased, self.num_selected)
+        gate = torch.gather(score.mT, -2, choices)
+        if self.training:
+            self._balance(choices, mask)
+        return self.to_experts(logits, mask, choices, gate)
+
+    @torch.no_grad()
+    def _balance(self, choices: Tensor, mask: Tensor | None) -> None:
+        counted = torch.ones_like(choices, dtype=torch.bool) if mask is None else mask.unsqueeze(-2).expand_as(choices)
+        loads = expert_counts(choices.flatten(-2), counted.flatten(-2), self.bias.shape[-1])
+        loads = loads.sum_to_size(self.bias.shape)
+        # Mean minus load, times k: counts stay whole, and their sign exact.
+        self.bias += self.rate * (loads.sum(-1, keepdim=True) - loads.shape[-1] * loads).sign()
