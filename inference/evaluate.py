@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from inference.tasks import Model, Task
+from models.language import LanguageModel
 from models.stacked import StackedMixture
 from prob_moe.diagnostics import (
     RoutingRecorder,
@@ -33,6 +34,7 @@ def evaluate(
     metrics = task.metrics(model, x, y, served)
     use = []
     for name, (num_experts, z) in zip(("", ", layer 2"), layers):
+        z = z.flatten()  # the sequences of a text are served together
         loads = expert_counts(router_choices(z), z >= 0, num_experts)
         metrics[f"max/mean load{name}"] = max_mean_load(loads).item()
         metrics[f"dead experts{name}"] = dead_experts(loads).item()
@@ -43,6 +45,8 @@ def evaluate(
 
 
 def _experts_by_layer(model: Model) -> list[int]:
+    if isinstance(model, LanguageModel):
+        return model.experts_by_layer
     if isinstance(model, StackedMixture):
         return [model.experts.num_experts, model.second.experts.num_experts]
     return [model.experts.num_experts]
@@ -68,6 +72,6 @@ def draw_metrics(model: Model, x: Tensor) -> dict[str, float]:
     weights = torch.stack([routing.importance_weights(z) for routing, z in recorder.draws.values()]).prod(0)
     entropy = [diagnostics.router_entropy for diagnostics in recorder.diagnostics().values()]
     return {
-        "weight ESS, one draw (share of n)": effective_sample_size(weights).item(),
+        "weight ESS, one draw (share of n)": effective_sample_size(weights).mean().item(),
         "router entropy (nats)": torch.stack(entropy).mean().item(),
     }

@@ -151,8 +151,9 @@ class LanguageModel(PyroModule):
     of it balances the load; the prediction of a byte can then depend on later ones through the assignment, which the
     served model has no use for.
 
-    :param assignment: the assignment distribution, or None for the dense model: plain feed-forward blocks of the same
-        width, so that a byte takes the same path through as many weights.
+    With one expert this is the *dense model of equal compute*: every byte passes the same path of the same width.
+
+    :param assignment: the assignment distribution.
     :param num_experts: of a block.
     :param hidden_features: width of an expert, and of a plain feed-forward block.
     :param num_expert_blocks: the first blocks have experts, the others are plain.
@@ -167,9 +168,12 @@ class LanguageModel(PyroModule):
     :raises ValueError: on sizes that do not go together.
     """
 
+    #: sequences and bytes
+    max_plate_nesting = 2
+
     def __init__(
         self,
-        assignment: Callable[..., AssignmentDistribution] | None,
+        assignment: Callable[..., AssignmentDistribution],
         *,
         num_experts: int = 4,
         hidden_features: int = 256,
@@ -196,7 +200,7 @@ class LanguageModel(PyroModule):
         self.attention = nn.ModuleList([CausalAttention(num_features, num_heads) for _ in range(num_blocks)])
         self.feed_forward = nn.ModuleList()
         for block in range(num_blocks):
-            if assignment is None or block >= num_expert_blocks:
+            if block >= num_expert_blocks:
                 self.feed_forward.append(FeedForward(num_features, hidden_features))
                 continue
             experts = BatchedExperts(num_experts, num_features, hidden_features, num_features)

@@ -1,6 +1,7 @@
 """The English text of Python's own help, as bytes, and how predictable it is from counts alone."""
 
 import math
+import string
 from pydoc_data.topics import topics
 from typing import NamedTuple
 
@@ -44,6 +45,36 @@ def text_data() -> Text:
     """
     text = torch.tensor(list(pydoc_text()))
     return Text(*text.tensor_split([int(0.8 * len(text)), int(0.9 * len(text))]))
+
+
+#: kinds of bytes, in the order of :func:`byte_kinds`
+KIND_NAMES = [
+    "lower case",
+    "upper case",
+    "digit",
+    "space",
+    "newline",
+    "quote",
+    "bracket",
+    "other punctuation",
+    "beyond ASCII",
+]
+
+
+def byte_kinds(text: Tensor) -> Tensor:
+    """
+    :param text: bytes, long (*).
+    :returns: the index of each byte's kind in ``KIND_NAMES``, long (*).
+
+    >>> [KIND_NAMES[kind] for kind in byte_kinds(torch.tensor(list(b"a(1")))]
+    ['lower case', 'bracket', 'digit']
+    """
+    members = [string.ascii_lowercase, string.ascii_uppercase, string.digits, " ", "\n", "\"'`", "()[]{}"]
+    table = torch.full((NUM_BYTES,), KIND_NAMES.index("other punctuation"))
+    table[128:] = KIND_NAMES.index("beyond ASCII")
+    for kind, characters in enumerate(members):
+        table[list(characters.encode())] = kind
+    return table.to(text.device)[text]
 
 
 def windows(text: Tensor, length: int, stride: int) -> tuple[Tensor, Tensor]:
