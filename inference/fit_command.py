@@ -111,7 +111,7 @@ def fit(
         stored = run.read_config() if resume else None
         if stored is not None:
             config = config.resumed(stored, _explicit(context))
-        elif resume:
+        elif resume and not run.holds_run():
             errors.print(f"no run in {run.path} yet: starting one", markup=False, highlight=False, soft_wrap=True)
         with default_dtype(config.dtype):
             results, chosen, config = _fit_all(config, run, checkpoint_every, resume, errors if as_json_ else console)

@@ -1,6 +1,7 @@
 """Keeps a fit from being lost: metrics after every step, a checkpoint every so many and when asked to stop."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from inference.checkpoint import CheckpointError, differences, load_checkpoint, save_checkpoint
@@ -51,7 +52,9 @@ class FitKeeper:
         self._metrics.close()
         self._epochs.close()
         if self._writer is not None:
-            self._writer.close()
+            # All up to the checkpoint is written; on a full disk, what ended the fit is told, and not this.
+            with suppress(OSError):
+                self._writer.close()
 
     def resume(self, fit: Fit) -> None:
         """

@@ -3,6 +3,7 @@
 import csv
 import io
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -44,6 +45,9 @@ class MetricsLog:
             self._file.write(line.getvalue())
             self._file.flush()
         except OSError as error:
+            # What stays in the buffer would fail again later, without a name; a line in part is cut at the resume.
+            with suppress(OSError):
+                self.close()
             raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     def cut(self, last: int) -> None:
@@ -71,6 +75,6 @@ class MetricsLog:
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()

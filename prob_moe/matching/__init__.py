@@ -6,11 +6,13 @@ from prob_moe.matching.likelihood import matching_log_prob
 from prob_moe.matching.marginals import MinimumVarianceMarginals, minimum_variance_marginals, router_marginals
 from prob_moe.matching.price_density import PriceStructure, price_log_density, price_structure
 from prob_moe.matching.rounding import dependent_rounding
+from prob_moe.matching.sparse_transport import SparsePlan, sparse_transport
 
 __all__ = [
     "Matching",
     "MinimumVarianceMarginals",
     "PriceStructure",
+    "SparsePlan",
     "dependent_rounding",
     "exchange_costs",
     "matching_log_prob",
@@ -21,4 +23,5 @@ __all__ = [
     "shadow_prices",
     "shortest_distances",
     "solve_assignment",
+    "sparse_transport",
 ]

@@ -39,7 +39,7 @@ class SparseRouting(Routing):
     :ivar gate: g, (*batch, m, n). What is dropped contributes 0, whatever its gate.
     :ivar capacity: the most datapoints of one batch that an expert processes, over all m choices.
     :ivar loss: (*batch).
-    :ivar carry: r, (*batch, n): share of the input that passes by the experts; None for 0.
+    :ivar carry: r, (*batch, n): share of the input that passes by the experts, 0 for padding; None for 0.
     """
 
     assignment: Tensor
@@ -63,7 +63,9 @@ class SparseRouting(Routing):
                 f"the router mixes the input into the output, but x has {x.shape[-1]} features and the experts put "
                 f"out {out.shape[-1]}; give experts with out_features = in_features"
             )
-        return out + self.carry.unsqueeze(-1) * x
+        # Padding has nothing to carry, NaN for one.
+        carry = self.carry.unsqueeze(-1)
+        return out + carry * x.masked_fill(carry == 0, 0.0)
 
 
 class Router(nn.Module, ABC):

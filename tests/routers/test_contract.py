@@ -13,17 +13,24 @@ from torch import Tensor
 from prob_moe.distributions.support import expert_counts
 from prob_moe.experts import BatchedExperts
 from prob_moe.routers import (
+    SMEAR,
+    BASELayer,
     DenseMixer,
     DenseMixture,
+    ExpertChoice,
     GumbelSoftmax,
     HashRouting,
     LossFreeBias,
     Router,
     Routing,
     SampledGate,
+    SigmaMoE,
+    SinkhornBASE,
+    SoftMoE,
     SparseMixer,
     SparseMixerV2,
     SparseRouting,
+    SparsityConstrainedTransport,
     StraightThroughRouting,
     Switch,
 )
@@ -54,6 +61,14 @@ ROUTERS = {
     "hash": Case(HashRouting),
     "dense mixture": Case(DenseMixture, limited=False),
     "DenseMixer": Case(lambda **capacity: DenseMixer(num_selected=2, **capacity)),
+    "BASE": Case(BASELayer, limited=False),  # in training only
+    "S-BASE": Case(SinkhornBASE),
+    "expert choice": Case(ExpertChoice),
+    "SMEAR": Case(SMEAR, limited=False),
+    "SMEAR, shared": Case(lambda: SMEAR(shared=True), limited=False),
+    "σ-MoE": Case(lambda **capacity: SigmaMoE(expert_dropout=0.2, **capacity)),
+    "sparse transport": Case(lambda **capacity: SparsityConstrainedTransport(num_selected=K, **capacity)),
+    "Soft MoE": Case(lambda: SoftMoE(slots_per_expert=2), limited=False, columns=2 * K),
 }
 
 every_router = pytest.mark.parametrize("case", ROUTERS.values(), ids=ROUTERS.keys())
