@@ -44,7 +44,8 @@ class Trainer:
             raise ValueError(f"learning_rate must be positive and finite, got {learning_rate!r}")
         self.module = module
         self.loss = loss
-        self._rate = lambda: learning_rate * schedule(self.num_steps)
+        self.learning_rate = learning_rate
+        self.schedule = schedule
         self.num_steps = 0  #: done so far
         self._parameters = list(module.parameters())
         self._optimizer = torch.optim.Adam(self._parameters, lr=learning_rate)
@@ -68,7 +69,7 @@ class Trainer:
             _copy(self._last_good, self._parameters)
             raise NonFiniteLossError(self.num_steps, problem)
         _copy(self._parameters, self._last_good)
-        self._optimizer.param_groups[0]["lr"] = self._rate()
+        self._optimizer.param_groups[0]["lr"] = self.learning_rate * self.schedule(self.num_steps)
         self._optimizer.step()
         self.num_steps += 1
         return value.item()

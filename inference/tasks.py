@@ -174,7 +174,7 @@ class Language(Task):
     """
 
     name = "language"
-    num_epochs = 7
+    num_epochs = 8
     batch_size = 16
     learning_rate = 6e-3
     group_label = "kind of byte"

@@ -33,7 +33,8 @@ class CausalAttention(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         heads = self.inputs(self.norm(h)).unflatten(-1, (3 * self.num_heads, -1)).transpose(-2, -3)
-        mixed = scaled_dot_product_attention(*heads.chunk(3, -3), is_causal=True)
+        queries, keys, values = heads.chunk(3, -3)
+        mixed = scaled_dot_product_attention(queries, keys, values, is_causal=True)
         return self.output(mixed.transpose(-2, -3).flatten(-2))
 
 
@@ -61,12 +62,15 @@ class ByteTables(nn.Module):
 
     def __init__(self, num_features: int, num_bytes: int, scale: float) -> None:
         super().__init__()
-        self.tables = nn.ModuleList([nn.Embedding(NUM_BYTES, num_features) for _ in range(num_bytes)])
-        for table in self.tables:
-            nn.init.normal_(table.weight, std=scale / num_bytes**0.5)
+        self.tables = nn.ModuleList()
+        for _ in range(num_bytes):
+            rows = scale / num_bytes**0.5 * torch.randn(NUM_BYTES, num_features)
+            self.tables.append(nn.Embedding.from_pretrained(rows, freeze=False))
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.stack([table(pad(x, (lag, -lag))) for lag, table in enumerate(self.tables)]).sum(0)
+        return torch.stack([table(pad(x, (lag, 0))[..., : x.shape[-1]]) for lag, table in enumerate(self.tables)]).sum(
+            0
+        )
 
 
 class ExpertBlock(PyroModule):

@@ -1,6 +1,5 @@
 """The score function of Pyro's Trace_ELBO with a baseline from the other particles."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from pyro.util import warn_if_nan
 from torch import Tensor
 
 from prob_moe.estimators.balanced import OwnProcedures, ScoreOnly
-from prob_moe.estimators.sites import Site
+from prob_moe.estimators.sites import Program, Site
 
 
 class LeaveOneOut_ELBO(Trace_ELBO):
@@ -58,19 +57,21 @@ class LeaveOneOut_ELBO(Trace_ELBO):
             raise ValueError(f"a leave-one-out baseline compares particles: num_particles={num_particles} must be >= 2")
         super().__init__(num_particles=num_particles, **kwargs)
 
-    def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
+    def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         """:returns: a scalar with the value of the loss and the gradient of the surrogate."""
         loss, surrogate = self._loss_and_surrogate(model, guide, args, kwargs)
         return loss + (surrogate - surrogate.detach())
 
-    def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
+    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """:returns: the loss, after backward on the surrogate."""
         loss, surrogate = self._loss_and_surrogate(model, guide, args, kwargs)
         if surrogate.requires_grad:
             surrogate.backward(retain_graph=self.retain_graph)
         return loss
 
-    def _loss_and_surrogate(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> tuple[float, Tensor]:
+    def _loss_and_surrogate(
+        self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[float, Tensor]:
         traces = list(self._get_traces(model, guide, args, kwargs))
         loss, surrogate = 0.0, torch.zeros(())
         for model_trace, guide_trace in traces:
@@ -88,7 +89,9 @@ class LeaveOneOut_ELBO(Trace_ELBO):
         for name in _scored_sites(traces[0][1]):
             sites = [guide_trace.nodes[name] for _, guide_trace in traces]
             scores = torch.stack([site["score_parts"].score_function for site in sites])
-            cost = torch.stack([r.sum_to(site["cond_indep_stack"]) for r, site in zip(costs, sites)])
+            # Plates of size 1 are missing on the left of a sum: bring it to the shape of the score before stacking.
+            sums = [torch.as_tensor(r.sum_to(site["cond_indep_stack"])) for r, site in zip(costs, sites)]
+            cost = torch.stack([total.expand(scores.shape[1:]) for total in sums])
             dim = self._particle_dim(sites[0], scores.dim())
             others = (cost.sum(dim, keepdim=True) - cost) / (self.num_particles - 1)
             term = term + (others * scores).sum()
@@ -101,11 +104,15 @@ class LeaveOneOut_ELBO(Trace_ELBO):
         dims = [frame.dim for frame in site["cond_indep_stack"] if frame.name == "num_particles_vectorized"]
         return num_dims + dims[0]
 
-    def _get_vectorized_trace(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> tuple[Trace, Trace]:
+    def _get_vectorized_trace(
+        self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Trace, Trace]:
         in_plate = self._vectorized_num_particles
         return self._get_trace(in_plate(model), guide if _draws_itself(guide) else in_plate(guide), args, kwargs)
 
-    def _get_trace(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> tuple[Trace, Trace]:
+    def _get_trace(
+        self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Trace, Trace]:
         if not _draws_itself(guide):
             return super()._get_trace(model, guide, args, kwargs)
         model_trace = prune_subsample_sites(poutine.trace(model).get_trace(*args, **kwargs))
@@ -118,7 +125,7 @@ class LeaveOneOut_ELBO(Trace_ELBO):
         return model_trace, guide_trace
 
 
-def _draws_itself(guide: Callable) -> bool:
+def _draws_itself(guide: Program) -> bool:
     return isinstance(guide, OwnProcedures)
 
 
