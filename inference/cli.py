@@ -11,7 +11,11 @@ from rich.table import Table
 from inference.exits import OneLineErrors
 from inference.fit import NonFiniteLossError
 from inference.fit_command import fit
+from inference.gradients_command import gradients
+from inference.likelihood_command import likelihood
+from inference.posterior_command import posterior
 from inference.progress import console, progress_bar
+from inference.show_command import show
 from inference.study import ARMS, Settings, contrasts, run_study, summary
 
 app = typer.Typer(
@@ -20,6 +24,10 @@ app = typer.Typer(
     help="Train and study mixtures of experts whose routing is a random variable.",
 )
 app.command()(fit)
+app.command()(likelihood)
+app.command()(show)
+app.command()(posterior)
+app.command()(gradients)
 
 
 @app.command()

@@ -12,6 +12,7 @@ from prob_moe.diagnostics import (
     drop_rate,
     effective_sample_size,
     max_mean_load,
+    pareto_k,
     usage_perplexity,
 )
 from prob_moe.distributions.support import expert_counts, router_choices
@@ -65,7 +66,8 @@ def draw_metrics(model: Model, x: Tensor) -> dict[str, float]:
     """
     What only a draw can tell.
 
-    :returns: effective sample size of the weights, multiplied over layers, and mean router entropy over layers.
+    :returns: effective sample size and Pareto k of the weights, multiplied over layers, and mean router entropy over
+        layers.
     """
     with RoutingRecorder() as recorder:
         model(x)
@@ -73,5 +75,6 @@ def draw_metrics(model: Model, x: Tensor) -> dict[str, float]:
     entropy = [diagnostics.router_entropy for diagnostics in recorder.diagnostics().values()]
     return {
         "weight ESS, one draw (share of n)": effective_sample_size(weights).mean().item(),
+        "weight Pareto k, one draw": pareto_k(weights).mean().item(),
         "router entropy (nats)": torch.stack(entropy).mean().item(),
     }

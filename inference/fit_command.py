@@ -24,6 +24,7 @@ from inference.fit_keeper import FitKeeper
 from inference.fit_report import as_json, print_table, write_results
 from inference.fit_run import FitResult, Status, run_fit, steps_per_epoch
 from inference.interrupts import InterruptedFit, StopSignals
+from inference.lock import FolderLock
 from inference.objective import Assignment, Baseline, Estimator
 from inference.progress import console, progress_bar
 from inference.run_folder import RunFolder
@@ -163,14 +164,17 @@ def _fit_all(
     @cache
     def begin() -> None:
         """Once, when the first step of all is done: until then an earlier run stays as it is."""
+        run.path.mkdir(parents=True, exist_ok=True)
+        lock.take()
         if not resume:
             run.clear()
-        run.begin(config.plain(), _versions())
+        run.write_config(config.plain(), _versions())
 
     results = {}
     total = options.num_epochs * steps_per_epoch(task, options.batch_size)
     nothing = _shown(Status(0, *[float("nan")] * 4))
-    with StopSignals() as signals, progress_bar(DETAILS, description_width=6, console=console) as progress:
+    lock = FolderLock(run.path)
+    with lock, StopSignals() as signals, progress_bar(DETAILS, description_width=6, console=console) as progress:
         for seed in config.seeds:
             bar = progress.add_task(f"seed {seed}", total=total, **nothing)
             keeper = FitKeeper(

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
-from typing import Any, Self
+from typing import Any, Self, get_args, get_type_hints
 
 from inference.checkpoint import differences
 from inference.device import Dtype
@@ -111,17 +111,10 @@ class FitConfig:
         """
         :raises ValueError: if it is not what :meth:`plain` returned.
         """
-        names = {field.name for field in fields(cls)}
-        if values.keys() != names:
-            raise ValueError(f"not the options of a fit: {sorted(values.keys() ^ names)} missing or unknown")
-        enums: dict[str, Any] = {
-            "task": TaskName,
-            "assignment": Assignment,
-            "estimator": Estimator,
-            "baseline": Baseline,
-        }
-        enums |= {"serve": Serve, "dtype": Dtype}
-        return cls(**{name: enums[name](value) if name in enums else value for name, value in values.items()})
+        hints = get_type_hints(cls)
+        if values.keys() != hints.keys():
+            raise ValueError(f"not the options of a fit: {sorted(values.keys() ^ hints.keys())} missing or unknown")
+        return cls(**{name: _typed(name, values[name], hint) for name, hint in hints.items()})
 
     def of_seed(self, seed: int) -> dict[str, Any]:
         """What a checkpoint of one of the seeds belongs to."""
@@ -142,3 +135,12 @@ class FitConfig:
                 "give another --out"
             )
         return type(self).of_plain(stored)
+
+
+def _typed(name: str, value: Any, hint: Any) -> Any:
+    if isinstance(hint, type) and issubclass(hint, StrEnum):
+        return hint(value)
+    # A whole number is a float, too, and JSON does not always tell them apart.
+    if not isinstance(value, hint | int if float in (hint, *get_args(hint)) else hint):
+        raise ValueError(f"{name} must be {getattr(hint, '__name__', hint)}, got {value!r}")
+    return value

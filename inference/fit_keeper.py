@@ -104,6 +104,8 @@ class FitKeeper:
         from torch.utils.tensorboard import SummaryWriter
 
         self._begin()
+        if not self._resume:
+            self.folder.clear()
         self.folder.path.mkdir(parents=True, exist_ok=True)
         self._writer = SummaryWriter(str(self.folder.events), purge_step=step)
 

@@ -60,6 +60,14 @@ def _table(metrics: pd.DataFrame, title: str) -> Table:
     table = Table("test set", title=f"{title}\n({seeds})")
     table.add_column("mean" if len(metrics) > 1 else "value", justify="right")
     for name in metrics:
-        mean, error = metrics[name].mean(), metrics[name].sem()
-        table.add_row(str(name), f"{mean:.4g} ± {error:.2g}" if len(metrics) > 1 else f"{mean:.4g}")
+        table.add_row(str(name), _summary(metrics[name]))
     return table
+
+
+def _summary(values: pd.Series) -> str:
+    """Mean and standard error of a metric over seeds, or its range where some are infinite, as a Pareto k can be."""
+    if len(values) == 1:
+        return f"{values.iloc[0]:.4g}"
+    if values.map(math.isfinite).all():
+        return f"{values.mean():.4g} ± {values.sem():.2g}"
+    return f"{values.min():.4g} to {values.max():.4g}"

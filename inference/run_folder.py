@@ -8,6 +8,7 @@ The folder of a run: the one place that knows what lies where.
       fit_TASK.csv              a row a seed: metrics on the test set                            (when the fit is done)
       fit_TASK_curve.csv        a row an epoch and seed: means over the epoch, validation metrics            (likewise)
       fit_TASK_curve.png, fit_TASK_use.png                                                                   (likewise)
+      report.html               the whole run in pictures                           (when ``show`` was asked for it)
       seed_0/                   one for each seed
         metrics.csv             a row a step; complete after a crash
         epochs.csv              a row an epoch; complete after a crash
@@ -54,12 +55,19 @@ class SeedFolder:
 class RunFolder:
     """
     :param path: the folder; it need not exist.
-    :raises ValueError: if it cannot be made or written to.
+    :param writable: whether it is to be written to.
+    :raises ValueError: if it cannot be made or written to, and should.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, writable: bool = True) -> None:
         self.path = path
         self.config = path / "config.json"
+        self.report = path / "report.html"
+        if writable:
+            self._check_writable()
+
+    def _check_writable(self) -> None:
+        path = self.path
         there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
         if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
             why = "is not a folder" if not there.is_dir() else "is not writable"
@@ -78,9 +86,18 @@ class RunFolder:
         :returns: what the run was asked for, or None where there is no run.
         :raises ValueError: if the file is damaged.
         """
+        return self._read_config("options")
+
+    def read_versions(self) -> dict[str, str]:
+        """
+        :returns: of the libraries that the run was made with, empty where there is no run.
+        :raises ValueError: if the file is damaged.
+        """
+        return self._read_config("versions") or {}
+
+    def _read_config(self, part: str) -> dict[str, Any] | None:
         try:
-            content = json.loads(self.config.read_text(encoding="utf-8"))
-            return content["options"]
+            return dict(json.loads(self.config.read_text(encoding="utf-8"))[part])
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError) as error:
@@ -95,13 +112,11 @@ class RunFolder:
             folder.clear()
         for file in (*self.path.glob("fit_*.csv"), *self.path.glob("fit_*.png")):
             file.unlink()
+        self.report.unlink(missing_ok=True)
 
-    def begin(self, options: dict[str, Any], versions: dict[str, str]) -> None:
+    def write_config(self, options: dict[str, Any], versions: dict[str, str]) -> None:
         """
-        Make the folder, and write down what was asked for.
-
-        :raises OSError: if that cannot be done.
+        :raises OSError: if it cannot be written.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
         content = json.dumps({"options": options, "versions": versions}, indent=2)
         write_atomically(self.config, f"{content}\n".encode())

@@ -58,6 +58,7 @@ class Task(Protocol):
     learning_rate: float  #: default
     group_label: str  #: what the datapoints are grouped by in the picture of expert use
     group_names: list[str]
+    image_shape: tuple[int, int] | None = None  #: height and width, where an input is an image
 
     train: tuple[Tensor, Tensor]
     validation: tuple[Tensor, Tensor]
@@ -94,6 +95,7 @@ class Digits(Task):
     learning_rate = 3e-3
     group_label = "digit"
     group_names = [str(digit) for digit in range(10)]  # noqa: RUF012
+    image_shape = (8, 8)
 
     def __init__(self) -> None:
         self.train, self.validation, self.test = digits_data()

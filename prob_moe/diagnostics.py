@@ -1,7 +1,9 @@
 """What a router can do wrong, in numbers: load, drops, use of experts, weights."""
 
+import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from pyro.ops.provenance import detach_provenance
 from pyro.poutine.messenger import Messenger
@@ -11,8 +13,11 @@ from prob_moe.distributions import AssignmentDistribution
 from prob_moe.estimators import ScoreOnly
 from prob_moe.estimators.sites import Site
 
-# All functions are plain tensor expressions: batched over leading dimensions, without waiting for the device. Where
-# there is nothing to count (no datapoint, or all of it padding), ratios are 0 instead of NaN.
+# All functions but pareto_k are plain tensor expressions: batched over leading dimensions, without waiting for the
+# device. Where there is nothing to count (no datapoint, or all of it padding), ratios are 0 instead of NaN.
+
+#: fewer weights have no tail of five, the least that pareto_k can fit
+LEAST_WEIGHTS = 21
 
 
 def max_mean_load(loads: Tensor) -> Tensor:
@@ -89,6 +94,55 @@ def effective_sample_size(weights: Tensor, mask: Tensor | None = None) -> Tensor
     weights = weights / torch.where(largest > 0, largest, torch.ones_like(largest))
     squares = weights.square().sum(-1)
     return weights.sum(-1).square() / (n * torch.where(squares > 0, squares, torch.ones_like(squares)))
+
+
+def pareto_k(weights: Tensor, mask: Tensor | None = None) -> Tensor:
+    r"""
+    Shape of the right tail of importance weights, by a generalized Pareto fit to the largest of them: the number of
+    finite moments is about 1/k. Above 0.5 their variance may be infinite, above 0.7 an average of any practical size is
+    not to be trusted, above 1 not even the mean exists; bounded weights have k < 0 in the limit of many.
+
+    Source: Vehtari, Simpson, Gelman, Yao & Gabry (2024), "Pareto Smoothed Importance Sampling", section 3; computed by
+    ``arviz.psislw``.
+
+    Unlike the other diagnostics it works on the host, row by row: it is for looking at weights afterwards, not for
+    inside a step.
+
+    :param weights: (*, n), non-negative. Dropped datapoints count, with weight 0.
+    :param mask: bool, broadcastable to (*, n); False marks padding, which is not counted.
+    :returns: float64 (*), on the CPU. Minus infinity where the largest weight is shared by so many that nothing lies
+        above the cutoff: weights that are all equal, for one. Plus infinity where too few lie above it for a fit.
+    :raises ValueError: on weights that are negative or not finite, or fewer than 21 in a row: no tail can be fitted.
+
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> heavy = torch.rand(10_000, generator=generator) ** -0.8
+    >>> pareto_k(heavy)
+    tensor(0.8..., dtype=torch.float64)
+    >>> pareto_k(torch.ones(100))
+    tensor(-inf, dtype=torch.float64)
+    """
+    # arviz is slow to import, and nothing else here needs it.
+    from prob_moe._arviz import az
+
+    present = _present(weights, mask).cpu()
+    weights = weights.detach().cpu().double()
+    if not bool((torch.isfinite(weights) & (weights >= 0) | ~present).all()):
+        raise ValueError(f"weights of shape {tuple(weights.shape)} must be finite and >= 0")
+    fewest = int(present.sum(-1).min()) if present.numel() else 0
+    if fewest < LEAST_WEIGHTS:
+        raise ValueError(
+            f"weights of shape {tuple(weights.shape)} have a row of {fewest} datapoints, too few to fit a tail: "
+            f"give at least {LEAST_WEIGHTS}, of several draws if need be"
+        )
+    shapes = []
+    n = weights.shape[-1]
+    for row, counted in zip(weights.reshape(-1, n), present.reshape(-1, n)):
+        log_weights = row[counted].log().numpy()
+        # As in psislw: the tail is what lies above this order statistic.
+        tail = math.ceil(min(len(log_weights) / 5, 3 * len(log_weights) ** 0.5))
+        tied = np.sort(log_weights)[-tail - 1] == log_weights.max()
+        shapes.append(-math.inf if tied else float(az.psislw(log_weights)[1]))
+    return torch.tensor(shapes, dtype=torch.float64).reshape(weights.shape[:-1])
 
 
 def router_entropy(logits: Tensor, mask: Tensor | None = None) -> Tensor:

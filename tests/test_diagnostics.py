@@ -15,6 +15,7 @@ from prob_moe.diagnostics import (
     drop_rate,
     effective_sample_size,
     max_mean_load,
+    pareto_k,
     router_entropy,
     routing_diagnostics,
     usage_perplexity,
@@ -154,3 +155,44 @@ def test_bad_arguments() -> None:
         drop_rate(torch.tensor([0, 1]), torch.ones(2))
     with pytest.raises(ValueError, match=r"mask of shape \(3,\) does not broadcast to \(2,\)"):
         drop_rate(torch.tensor([0, 1]), torch.ones(3).bool())
+
+
+@pytest.mark.parametrize("shape", [0.2, 0.5, 0.8, 1.2])
+def test_pareto_k_finds_the_shape_of_pareto_weights(shape: float) -> None:
+    """The fit to the M largest has a standard error near (1 + k) / sqrt(M), and M = 3 sqrt(n)."""
+    weights = torch.rand(8, 40_000, dtype=torch.float64) ** -shape
+    estimates = pareto_k(weights)
+    assert estimates.shape == (8,)
+    assert ((estimates - shape).abs() < 5 * (1 + shape) / 600**0.5).all()
+    # Single rows, scales and orders do not matter.
+    assert pareto_k(1e-9 * weights[3].flip(-1)) == pytest.approx(float(estimates[3]))
+
+
+def test_pareto_k_of_bounded_weights_is_small_and_of_no_tail_is_minus_infinity() -> None:
+    assert pareto_k(torch.rand(10_000)) < 0
+    assert pareto_k(torch.full((50,), 3.0)) == -math.inf
+    routing = DependentRounding(3 * torch.randn(128, 8), capacity=16)
+    assert pareto_k(routing.importance_weights(routing.sample((50,))).flatten()) < 0.5
+
+
+def test_pareto_k_does_not_count_padding_but_counts_drops() -> None:
+    weights = torch.rand(2, 300, dtype=torch.float64) ** -0.5
+    mask = torch.rand(2, 300) < 0.7
+    padded = pareto_k(weights.masked_fill(~mask, torch.nan), mask)
+    for b in range(2):
+        assert padded[b] == pareto_k(weights[b][mask[b]])
+    # Zeros shift the cutoff: more of the weights are in the tail.
+    assert pareto_k(torch.cat([weights[0], torch.zeros(600)])) != pareto_k(weights[0])
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (torch.ones(20), "row of 20 datapoints, too few to fit a tail: give at least 21"),
+        (torch.full((30,), torch.nan), "must be finite and >= 0"),
+        (-torch.ones(30), "must be finite and >= 0"),
+    ],
+)
+def test_pareto_k_refuses_what_has_no_tail(weights: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        pareto_k(weights)

@@ -54,12 +54,14 @@ def sparse_transport(
 
     .. math:: dT_i = \tfrac1\gamma C_i (dP_i - d\beta), \qquad H\, d\beta = \sum_i C_i\, dP_i .
 
-    It is exact for almost all P where the experts' sums are met; for m = 1 it is 0.
+    It is exact for almost all P where the experts' sums are met: always for m = k, rarely for m far below the support
+    of the plan without a limit. At a tie the plan jumps, and this is the derivative with the choices held.
+    For m = 1 it is 0.
 
     Float64 inside; cost O(nk) memory and O(nk log k) an evaluation, on the device of the similarity.
 
-    Source: Liu, Puigcerver & Blondel (2023), "Sparsity-constrained optimal transport", sections 3 and 4; implicit
-    differentiation is ours.
+    Source: Liu, Puigcerver & Blondel (2023), "Sparsity-constrained optimal transport", for the semi-dual and its
+    non-zeros; the implicit differentiation is ours.
 
     :param similarity: P, float (\*batch, n, k), finite.
     :param max_nonzeros: m, from 1 to k.

@@ -24,11 +24,12 @@ class BASELayer(Router):
     **Objective:** the loss of its own output, where the matching of the whole batch chooses the expert. **Gradient:**
     through :math:`\alpha_i` only, the derivative where the matching does not change: it says whether the chosen
     expert should be mixed in more, never whether another would have been better. Biased for the router objective and
-    for the balanced objective; exact for neither of them. **Cost** O(nk) memory and a CPU solver in training; every
-    expert has n slots in serving. The matching looks at all datapoints of the batch, the future of a sequence too;
-    serving does not.
+    for the balanced objective; exact for its own where no assignment changes. **Cost** O(nk) memory and a CPU solver
+    in training; every expert has n slots in serving. The matching looks at all datapoints of the batch, the future of
+    a sequence too; serving does not.
 
-    Source: Lewis, Bhosale, Dettmers, Goyal & Zettlemoyer (2021), "BASE Layers", section 3.
+    Source: Lewis, Bhosale, Dettmers, Goyal & Zettlemoyer (2021), "BASE layers: simplifying training of large, sparse
+    models".
 
     :param capacity: slots of an expert in training; or
     :param capacity_factor: capacity = ceil(capacity_factor * n / k); 1, the tightest, if neither is given.

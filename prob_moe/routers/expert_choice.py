@@ -61,7 +61,7 @@ class ExpertChoice(Router):
     jumps of the selection, which it does not see. Biased for the router objective. **Cost** O(nk log n) to select, k
     c rows of experts; outputs are added up by a scatter, whose order of summation, hence rounding, varies on CUDA.
 
-    Source: Zhou et al. (2022), "Mixture-of-Experts with Expert Choice routing", section 3.2.
+    Source: Zhou et al. (2022), "Mixture-of-Experts with Expert Choice routing".
 
     :param capacity: c, the datapoints that an expert takes; or
     :param capacity_factor: c = ceil(capacity_factor * n / k), the mean experts a datapoint; 2, the authors' choice, if

@@ -22,9 +22,9 @@ class GumbelSoftmax(Router):
     experts: training costs a dense forward pass on top.
 
     **Objective:** ungated, :math:`E_{z\sim p}[L(f_z)]`. **Bias:** L is replaced by its tangent at :math:`f_e`, and the
-    draw by its relaxation; a lower temperature has less of the latter, and more variance. **Exact for** linear L in the
-    limit :math:`\tau \to 0`; at any temperature it is then the gradient of the relaxation,
-    :math:`E[L(\sum_j q_j f_j)]`.
+    draw by its relaxation; a lower temperature has less of the latter, and more variance. **Exact for** quadratic L in
+    the limit :math:`\tau \to 0`: all gradient then comes from ties, where the draw is either expert with equal odds,
+    and the mean of both tangents is the trapezoidal rule.
 
     **Source:** Jang, Gu & Poole (2017), "Categorical Reparameterization with Gumbel-Softmax", section 2.2.
 

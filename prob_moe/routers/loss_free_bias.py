@@ -21,7 +21,8 @@ class LossFreeBias(Router):
 
     The choices of a call use the bias from before, so no datapoint influences its own routing. Evaluation mode leaves
     the bias as it is. b is a buffer: it is saved with the module, and never gets a gradient. Keep it in float32, also
-    beside logits of bfloat16, whose numbers lie too far apart for steps of 1e-3.
+    beside logits of bfloat16, whose numbers lie too far apart for steps of 1e-3. A forward pass that is run again for
+    the backward pass (activation checkpointing) moves it twice.
 
     **Objective:** its own deterministic model, the loss of this y with the choices fixed, for which the gradient
     through the gates is exact almost everywhere. **Bias** for any objective over routings: as with

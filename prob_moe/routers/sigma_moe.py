@@ -20,12 +20,12 @@ class SigmaMoE(Router):
     rescaled; if fewer than m remain, fewer are summed.
 
     **Objective:** the loss of its own, deterministic output (averaged over the dropout in training) minus γ times the
-    entropy of the mean router. **Gradient:** through the gates; exact but for the jumps of the selection, which it
-    does not see. Biased for the router objective, exact for its own where no selection changes. **Cost** m experts a
-    datapoint, O(nk) to select.
+    entropy of the mean router. **Gradient:** through the gates and the entropy; exact but for the jumps of the
+    selection, which it does not see. Biased for the router objective. **Cost** m experts a datapoint, O(nk) to
+    select.
 
     Source: Csordás, Irie & Schmidhuber (2023), "Approximating two-layer feedforward networks for efficient
-    Transformers", section 5. The authors limit no loads; a capacity here counts a datapoint's first choice before the
+    Transformers". The authors limit no loads; a capacity here counts a datapoint's first choice before the
     second choice of anyone.
 
     :param num_selected: m, the experts a datapoint.

@@ -64,7 +64,7 @@ class SMEAR(Router):
     merged expert a batch (``shared=True``) that of one expert plus the merge, O(k |θ|); with one a datapoint as much
     as all k experts, in O(nkd) memory. There is no capacity.
 
-    Source: Muqeeth, Liu & Raffel (2023), "Soft merging of experts with adaptive routing", section 3. The authors
+    Source: Muqeeth, Liu & Raffel (2023), "Soft merging of experts with adaptive routing". The authors
     merge once for a whole example (``shared=True``), from the mean of its hidden states, which in a decoder leaks the
     future. Their expert dropout is left out.
 

@@ -54,8 +54,8 @@ class SoftMoE(Router):
     is not the router objective: experts never see a datapoint, but mixtures. **Cost** k p rows of experts, whatever
     n, and O(n k p d) for the mixtures. There is no capacity, and nothing is dropped.
 
-    Source: Puigcerver, Riquelme, Mustafa & Houlsby (2023), "From sparse to soft mixtures of experts", section 2. The
-    authors make the logits as scaled products of normalised datapoints and normalised slot parameters (section 2.3);
+    Source: Puigcerver, Riquelme, Mustafa & Houlsby (2023), "From sparse to soft mixtures of experts". The
+    authors make the logits as scaled products of normalised datapoints and normalised slot parameters;
     that is the business of the module which makes the logits.
 
     :param slots_per_expert: p. The logits are (*batch, n, k p), with the slots of an expert side by side.

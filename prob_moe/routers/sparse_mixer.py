@@ -94,7 +94,7 @@ class SparseMixer(Router):
         """
         p = windowed.softmax(-1).gather(-1, choices.unsqueeze(-1)).squeeze(-1)
         # p - p.detach() is 0 with the gradient of p.
-        return torch.where(full, 1.0, self.short).to(p) * p.detach() + self.slope * (p - p.detach())
+        return torch.where(full, p.detach(), self.short * p.detach()) + self.slope * (p - p.detach())
 
 
 class SparseMixerV2(SparseMixer):

@@ -19,15 +19,17 @@ class SparsityConstrainedTransport(Router):
     .. math:: T = \arg\max_T \sum_{ij} T_{ij} p_{ij} - \tfrac\gamma2 \sum_{ij} T_{ij}^2,\qquad
         y_i = \sum_{j:\, T_{ij} > 0} T_{ij} f_j(x_i),
 
-    over the plans whose datapoints sum to 1 and whose experts sum to n/k, see
-    :func:`~prob_moe.matching.sparse_transport`.
-    The sums are balanced, the numbers of datapoints are not: an expert may hold many small entries.
+    over the plans whose datapoints sum to 1 and whose experts sum to n/k, by
+    :func:`~prob_moe.matching.sparse_transport`. The sums are balanced, the numbers of datapoints are not: an expert
+    may hold many small entries.
 
     **Objective:** the loss of its own, deterministic output. **Gradient:** through the plan, with the reaction of all
-    prices to a logit, by implicit differentiation at fixed support: exact for itself for almost all logits, as far as
-    the plan is balanced (m = k, and many m < k); with ``gate="softmax"`` through the softmax only. Biased for the
-    router objective. **Cost** of an L-BFGS in k variables: O(nk log k) a step, in training and in serving, on the
-    device of the logits. The plan looks at all datapoints of the batch, the future of a sequence too.
+    prices to a logit, by implicit differentiation at fixed support. It is exact for itself, for almost all logits,
+    where the experts' sums are met: always for m = k; for m < k where γ is so small that the limit hardly binds.
+    Where it binds, the plan jumps at ties of the prices and this gradient does not see the jumps: it is biased, even
+    for itself. With ``gate="softmax"`` it goes through the softmax only. Biased for the router objective. **Cost** of
+    an L-BFGS in k variables, O(nk log k) a step, in training and in serving, on the device of the logits. The plan
+    looks at all datapoints of the batch, the future of a sequence too.
 
     Source: Liu, Puigcerver & Blondel (2023), "Sparsity-constrained optimal transport". The abstract's form limits the
     datapoints of an expert; this one, which the authors' code has too, the experts of a datapoint. That code
@@ -36,13 +38,14 @@ class SparsityConstrainedTransport(Router):
     :param num_selected: m.
     :param gate: "plan", or "softmax" for :math:`g_{ij} = p_{ij}`. For m = 1 every entry of the plan is 1 and has no
         gradient: then only "softmax" trains a router.
-    :param regularization: γ; the plan of a small γ is sparse by itself.
+    :param regularization: γ; the plan of a small γ is sparse by itself. The authors' code has 1, with which the limit
+        of m = 2 binds almost everywhere.
     :param max_iterations: the most steps of the solver.
     :param capacity: the most datapoints of one batch that an expert processes, larger entries of a datapoint first; or
     :param capacity_factor: capacity = ceil(capacity_factor * n / k). Without either there is no limit.
     :raises ValueError: if an option is out of its range.
 
-    >>> router = SparsityConstrainedTransport(num_selected=2)
+    >>> router = SparsityConstrainedTransport(num_selected=2, regularization=1.0)
     >>> router(torch.tensor([[3.0, 0.0], [1.0, 0.0]])).gate
     tensor([[0.6108, 0.6108],
             [0.3892, 0.3892]])
@@ -55,7 +58,7 @@ class SparsityConstrainedTransport(Router):
         *,
         num_selected: int = 2,
         gate: Literal["plan", "softmax"] = "plan",
-        regularization: float = 1.0,
+        regularization: float = 0.1,
         max_iterations: int = 200,
         capacity: int | None = None,
         capacity_factor: float | None = None,

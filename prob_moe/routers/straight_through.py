@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from prob_moe.experts import BatchedExperts
@@ -32,7 +33,8 @@ class StraightThroughRouting(Routing):
         if not self.weights.requires_grad:
             return out
         processed = (self.sparse.assignment >= 0).any(-2).unsqueeze(-1)
-        # Whatever stands in padding must not reach the gradient.
-        dense = experts.dense(x.detach().masked_fill(~processed, 0.0)).detach()
+        with torch.no_grad():
+            # Whatever stands in padding must not reach the gradient.
+            dense = experts.dense(x.masked_fill(~processed, 0.0))
         weights = self.weights * processed
         return out + ((weights - weights.detach()).unsqueeze(-2) @ dense).squeeze(-2)

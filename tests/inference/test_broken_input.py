@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from inference.checkpoint import FORMAT
 from inference.cli import app
+from inference.lock import FolderLock
 from inference.run_folder import RunFolder
 
 RUN = ["fit", "piecewise", "--num-epochs", "2", "--checkpoint-every", "2", "--assignment", "skip"]
@@ -158,6 +159,16 @@ def swap(out: Path) -> None:
         (edit(lambda content: content[:50], "config.json"), ["--resume"], "config.json is damaged"),
         (edit(lambda content: b"{}", "config.json"), ["--resume"], "config.json is damaged"),
         (edit(lambda content: b'{"options": {}}', "config.json"), ["--resume"], "another configuration: task was None"),
+        (
+            edit(lambda content: content.replace(b"0.1,", b'"fast",'), "config.json"),
+            ["--resume"],
+            "learning_rate must be float | None, got 'fast'",
+        ),
+        (
+            edit(lambda content: content.replace(b'"skip"', b'"leap"'), "config.json"),
+            ["--resume"],
+            "'leap' is not a valid Assignment",
+        ),
         (remove("seed_0/metrics.csv"), ["--resume"], "metrics.csv lacks rows up to step 6"),
         (
             edit(lambda content: b"".join(content.splitlines(keepends=True)[:4]), "seed_0/metrics.csv"),
@@ -177,6 +188,17 @@ def test_a_folder_that_does_not_fit(
     command = ["fit", "piecewise"] if "--resume" in arguments else RUN
     assert message in refused(*command, *arguments, "--out", str(out))
     assert _content(out) == before
+
+
+def test_a_folder_that_another_process_writes_to(done: Path, tmp_path: Path) -> None:
+    message = f"another process is writing to {done}: wait for it, or give another --out"
+    before = _content(done)
+    with FolderLock(done):
+        assert refused("fit", "piecewise", "--resume", "--out", str(done)) == message
+        assert refused(*RUN, "--overwrite", "--out", str(done)) == message
+        with pytest.raises(ValueError, match="another process"):
+            FolderLock(done).take()
+    assert _content(done) == before
 
 
 @pytest.mark.parametrize("write", ["checkpoint", "metrics"])

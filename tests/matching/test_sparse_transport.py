@@ -191,3 +191,14 @@ def test_capped_iterations_still_give_rows_that_sum_to_one():
 def test_wrong_arguments(options, message):
     with pytest.raises(ValueError, match=message):
         sparse_transport(torch.zeros(5, 3), **options)
+
+
+def test_where_the_limit_binds_the_sums_are_met_to_a_datapoint():
+    """The documented cases: the limit binds at large γ, hardly at small γ, never at m = k."""
+    p = similarities(64, 8, 20, scale=2.0)
+    binding = sparse_transport(p, 2, regularization=1.0).imbalance
+    assert (binding > 1e-3).double().mean() > 0.9
+    assert binding.max() < 2
+    free = sparse_transport(p, 4, regularization=0.01).imbalance
+    assert (free < 1e-9).double().mean() > 0.9
+    assert sparse_transport(p, 8).imbalance.max() < 1e-9

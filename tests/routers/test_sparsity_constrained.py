@@ -12,7 +12,7 @@ def loop(selected, capacity, gate):
     def one(experts, x, logits, mask, model):
         p = torch.softmax(logits, -1)
         present = mask.nonzero().flatten().tolist()
-        plan = sparse_transport(p[present], selected).plan
+        plan = sparse_transport(p[present], selected, regularization=0.1).plan
         gates = torch.zeros_like(logits)
         loads = [0] * K
         for rank in range(selected):

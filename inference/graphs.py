@@ -1,0 +1,75 @@
+"""A small assignment as graphs: who is processed by whom, and what it would cost to exchange."""
+
+from typing import NamedTuple
+
+import networkx as nx
+import torch
+from torch import Tensor
+
+from prob_moe.distributions import AssignmentDistribution, GumbelMatching
+from prob_moe.distributions.support import router_choices
+from prob_moe.matching import exchange_costs
+
+
+class SmallDraw(NamedTuple):
+    """A draw for few datapoints, by itself: its capacity is that of a batch of its size."""
+
+    routing: AssignmentDistribution  #: of n datapoints
+    value: Tensor  #: (n,)
+
+
+def small_draw(logits: Tensor, like: AssignmentDistribution, capacity_factor: float) -> SmallDraw:
+    """
+    Draw anew for some of the datapoints of a batch.
+
+    :param logits: router logits, (n, k).
+    :param like: the procedure is its.
+    """
+    routing = type(like)(logits.detach(), capacity_factor=capacity_factor)
+    return SmallDraw(routing, routing.sample())
+
+
+def assignment_graph(draw: SmallDraw) -> nx.Graph:
+    """
+    Bipartite: nodes ``("datapoint", i)`` and ``("expert", j)``, and an edge from every datapoint to the expert that its
+    router chose, or that processes it. Edges have ``dropped`` and ``probability``, the router's; experts ``load`` and
+    ``capacity``, which is None where there is no limit.
+
+    >>> routing = GumbelMatching(torch.zeros(4, 2), capacity=2)
+    >>> graph = assignment_graph(SmallDraw(routing, torch.tensor([0, 0, 1, 1])))
+    >>> sorted(graph[("expert", 1)])
+    [('datapoint', 2), ('datapoint', 3)]
+    """
+    routing, value = draw
+    graph = nx.Graph()
+    capacity = routing.capacity if routing.limited else None
+    for expert, load in enumerate(routing.loads(value).tolist()):
+        graph.add_node(("expert", expert), bipartite=1, load=load, capacity=capacity)
+    probabilities = routing.router_log_prob(value).exp().tolist()
+    chosen = router_choices(value).tolist()
+    for i, (expert, entry, probability) in enumerate(zip(chosen, value.tolist(), probabilities)):
+        graph.add_node(("datapoint", i), bipartite=0)
+        graph.add_edge(("datapoint", i), ("expert", expert), dropped=entry < 0, probability=probability)
+    return graph
+
+
+def exchange_graph(draw: SmallDraw) -> nx.DiGraph:
+    """
+    Experts, with an edge a -> b wherever somebody could move from a to b, and its ``cost`` W[a, b] in the perturbed
+    scores, see :func:`~prob_moe.matching.exchange_costs`. Nodes have ``price``, the shadow price, ``load`` and
+    ``capacity``.
+
+    :param draw: of a :class:`~prob_moe.distributions.GumbelMatching`.
+    :raises ValueError: for another procedure, which has no scores that it maximises.
+    """
+    routing, value = draw
+    if not isinstance(routing, GumbelMatching):
+        raise ValueError(f"{type(routing).__name__} is not a matching: it has no exchange graph")
+    scores, prices, _ = routing.matching(value)
+    costs = exchange_costs(scores, value, routing.capacity)
+    graph = nx.DiGraph()
+    for expert, (price, load) in enumerate(zip(prices.tolist(), routing.loads(value).tolist())):
+        graph.add_node(expert, price=price, load=load, capacity=routing.capacity)
+    for a, b in (torch.isfinite(costs) & ~torch.eye(len(costs), dtype=torch.bool)).nonzero().tolist():
+        graph.add_edge(a, b, cost=float(costs[a, b]))
+    return graph
