@@ -71,10 +71,10 @@ def draw_metrics(model: Model, x: Tensor) -> dict[str, float]:
     """
     with RoutingRecorder() as recorder:
         model(x)
-    weights = torch.stack([routing.importance_weights(z) for routing, z in recorder.draws.values()]).prod(0)
+    weights = torch.stack([routing.importance_weights(z) for routing, z in recorder.draws.values()]).prod(0).flatten()
     entropy = [diagnostics.router_entropy for diagnostics in recorder.diagnostics().values()]
     return {
-        "weight ESS, one draw (share of n)": effective_sample_size(weights).mean().item(),
-        "weight Pareto k, one draw": pareto_k(weights).mean().item(),
+        "weight ESS, one draw (share of n)": effective_sample_size(weights).item(),
+        "weight Pareto k, one draw": pareto_k(weights).item(),
         "router entropy (nats)": torch.stack(entropy).mean().item(),
     }
