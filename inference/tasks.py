@@ -211,7 +211,7 @@ class Language(Task):
         return byte_kinds(x).flatten()
 
     def metrics(self, model: Model, x: Tensor, y: Tensor, served: Tensor) -> dict[str, float]:
-        text = _to_text((x, y))
+        text = _to_text((x, y)).cpu()
         nats = torch.nn.functional.cross_entropy(served.flatten(0, -2), y.flatten())
         return {
             "bits per byte": nats.item() / math.log(2),
