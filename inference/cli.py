@@ -3,12 +3,12 @@
 import typer
 
 from inference.exits import OneLineErrors
-from inference.fit_command import fit
-from inference.gradients_command import gradients
-from inference.likelihood_command import likelihood
-from inference.posterior_command import posterior
-from inference.show_command import show
-from inference.study_command import study
+from inference.fit.command import fit
+from inference.gradients.command import gradients
+from inference.likelihood.command import likelihood
+from inference.posterior.command import posterior
+from inference.show.command import show
+from inference.study.command import study
 
 app = typer.Typer(
     cls=OneLineErrors,

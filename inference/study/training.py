@@ -8,8 +8,8 @@ import pyro
 import torch
 from torch import Tensor
 
-from inference.batches import Minibatches
-from inference.fit import NonFiniteLossError, steps
+from inference.fit.batches import Minibatches
+from inference.fit.trainer import NonFiniteLossError, steps
 from inference.study.arms import ARMS
 from inference.study.cache import Record
 from inference.study.learners import Learner

@@ -10,10 +10,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from inference.checkpoint import FORMAT
 from inference.cli import app
-from inference.lock import FolderLock
-from inference.run_folder import RunFolder
+from inference.fit.checkpoint import FORMAT
+from inference.fit.lock import FolderLock
+from inference.fit.run_folder import RunFolder
 
 RUN = ["fit", "piecewise", "--num-epochs", "2", "--checkpoint-every", "2", "--assignment", "skip"]
 NUM_STEPS = 6
@@ -219,7 +219,7 @@ def test_a_full_disk_in_the_middle(write: str, tmp_path: Path, monkeypatch: pyte
     if write == "checkpoint":
         monkeypatch.setattr(os, "fsync", sync)
     else:
-        from inference.metrics_log import MetricsLog
+        from inference.fit.metrics_log import MetricsLog
 
         real_append = MetricsLog.append
         monkeypatch.setattr(
@@ -236,7 +236,7 @@ def test_a_full_disk_in_the_middle(write: str, tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from inference.objective import RouterLoss
+    from inference.fit.objective import RouterLoss
 
     real, calls = RouterLoss.__call__, []
 

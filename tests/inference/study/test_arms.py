@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from inference.fit import steps
+from inference.fit.trainer import steps
 from inference.study.arms import ARMS, Arm, Group
 from inference.study.learners import GatedLearner, MixtureLearner
 from inference.study.problems import Problem, toy_problem

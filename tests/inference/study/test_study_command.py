@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from inference import study_command
 from inference.cli import app
+from inference.study import command as study_command
 from inference.study.arms import ARMS, CORE
 from inference.study.grids import GRIDS
 

@@ -1,0 +1,209 @@
+"""The command ``fit``."""
+
+import platform
+import shlex
+from functools import cache, partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import numba
+import numpy as np
+import pyro
+import torch
+import typer
+from rich.console import Console
+from rich.progress import Progress, TaskID
+
+import prob_moe
+from inference.exits import end, errors
+from inference.fit.checkpoint import CheckpointError
+from inference.fit.config import FitConfig, Serve, TaskName
+from inference.fit.device import Dtype, check_device, default_dtype, move
+from inference.fit.interrupts import InterruptedFit, StopSignals
+from inference.fit.keeper import FitKeeper
+from inference.fit.lock import FolderLock
+from inference.fit.objective import Assignment, Baseline, Estimator
+from inference.fit.report import as_json, print_table, write_results
+from inference.fit.run import FitResult, Status, run_fit, steps_per_epoch
+from inference.fit.run_folder import RunFolder
+from inference.fit.sampled_text import write_sampled_text
+from inference.fit.tasks import TASKS, Task
+from inference.fit.trainer import NonFiniteLossError
+from inference.progress import console, progress_bar
+
+#: fits 80 columns
+DETAILS = (
+    "{task.fields[rate]} datapoints/s, loss {task.fields[loss]}, load {task.fields[load]}, {task.fields[drops]} % drop"
+)
+
+
+def fit(
+    context: typer.Context,
+    task: Annotated[TaskName, typer.Argument(help="What to fit.")],
+    assignment: Annotated[Assignment, typer.Option(help="Procedure that assigns.")] = Assignment.GUMBEL_MATCHING,
+    capacity_factor: Annotated[float, typer.Option(help="Capacity is ceil(factor * n / k).")] = 1.25,
+    estimator: Annotated[
+        Estimator, typer.Option(help="Router objective, its biased unweighted twin, or balanced objective.")
+    ] = Estimator.WEIGHTED,
+    baseline: Annotated[Baseline, typer.Option(help="Subtracted from the cost.")] = Baseline.DECAYING,
+    num_particles: Annotated[int | None, typer.Option(help="Draws a step; 2 with leave-one-out, else 1.")] = None,
+    num_experts: Annotated[int | None, typer.Option(help="Experts of a layer.")] = None,
+    hidden_features: Annotated[int | None, typer.Option(help="Width of an expert.")] = None,
+    num_layers: Annotated[int, typer.Option(help="Layers of experts (digits: 1 or 2).")] = 1,
+    load_balancing: Annotated[float, typer.Option(help="Weight of the load-balancing loss.")] = 0.0,
+    num_epochs: Annotated[int | None, typer.Option(help="Passes over the training data.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Datapoints a step.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Learning rate of Adam.")] = None,
+    serve: Annotated[Serve, typer.Option(help="Serve by the mode, or by a draw.")] = Serve.MODE,
+    seed: Annotated[int, typer.Option(help="First seed of parameters, order and draws.")] = 0,
+    num_seeds: Annotated[int, typer.Option(help="Fits with seeds that count up from the first.")] = 1,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    dtype: Annotated[Dtype, typer.Option(help="Floating-point type of data and parameters.")] = Dtype.FLOAT32,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run.", show_default="results/fit_TASK")] = None,
+    checkpoint_every: Annotated[int, typer.Option(help="Steps between two checkpoints.")] = 100,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in the folder; options not given are the run's.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the folder.")] = False,
+    sample_text: Annotated[int, typer.Option(help="Bytes that each fitted language model writes to a text file.")] = 0,
+    as_json_: Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")] = False,
+) -> None:
+    """
+    Fit a mixture of experts and judge it on the test set. The test set is served as one batch.
+
+    A run has a folder of its own, with its options, metrics, checkpoints, and events for TensorBoard. A fit that was
+    stopped, by Ctrl-C, a signal, or a crash, goes on with --resume as if nothing had happened, bit for bit.
+
+    Exit codes: 0 done, 2 bad input, 130 and 143 after SIGINT and SIGTERM, with the checkpoint written.
+
+    Example: python -m inference fit digits --assignment dependent-rounding --num-seeds 3
+
+    Example: python -m inference fit digits --out results/fit_digits --resume
+
+    Example: python -m inference fit language --assignment skip --num-layers 2 --sample-text 500
+    """
+    # The tensors are too small to share between threads.
+    torch.set_num_threads(1)
+    # Nor are the assignments; and an idle numba thread spins, at the cost of the one that computes.
+    numba.set_num_threads(1)
+    try:
+        if checkpoint_every < 1:
+            raise ValueError(f"checkpoint_every must be a positive int, got {checkpoint_every!r}")
+        if sample_text < 0 or (sample_text and task is not TaskName.LANGUAGE):
+            raise ValueError(f"--sample-text is a number of bytes, for the language task; got {sample_text} for {task}")
+        if resume and overwrite:
+            raise ValueError("give --resume or --overwrite, not both")
+        run = RunFolder(Path("results") / f"fit_{task}" if out is None else out)
+        if run.holds_run() and not (resume or overwrite):
+            raise ValueError(
+                f"{run.path} holds a run: give --resume to go on, --overwrite to replace it, or another --out"
+            )
+        config = FitConfig(
+            task,
+            assignment,
+            capacity_factor,
+            estimator,
+            baseline,
+            num_particles,
+            num_experts,
+            hidden_features,
+            num_layers,
+            load_balancing,
+            num_epochs,
+            batch_size,
+            learning_rate,
+            serve,
+            seed,
+            num_seeds,
+            device,
+            dtype,
+        )
+        stored = run.read_config() if resume else None
+        if stored is not None:
+            config = config.resumed(stored, _explicit(context))
+        elif resume and not run.holds_run():
+            errors.print(f"no run in {run.path} yet: starting one", markup=False, highlight=False, soft_wrap=True)
+        with default_dtype(config.dtype):
+            results, chosen, config = _fit_all(config, run, checkpoint_every, resume, errors if as_json_ else console)
+        title = (
+            f"{config.task}: {config.assignment}, {config.estimator}, baseline {config.baseline}\n"
+            f"capacity factor {config.capacity_factor:g}, served by {config.serve}"
+        )
+        files = write_results(chosen, results, title, run)
+        if sample_text:
+            files.append(write_sampled_text(chosen, results, sample_text, config.serve is Serve.SAMPLE, run))
+    except InterruptedFit as stopped:
+        command = f"python -m inference fit {task} --out {shlex.quote(str(run.path))} --resume"
+        end(f"{stopped}; the checkpoint is written, go on with: {command}", 128 + stopped.signum)
+    except (ValueError, NotImplementedError, NonFiniteLossError, CheckpointError, OSError) as error:
+        # Pyro appends the shapes of the trace to what is wrong.
+        end(str(error) or f"{assignment} cannot be trained with the estimator {estimator}")
+    if as_json_:
+        typer.echo(as_json(results, config.plain(), run))
+    else:
+        print_table(results, title)
+        console.print(f"written to {run.path}: {', '.join(files)}")
+
+
+def _explicit(context: typer.Context) -> set[str]:
+    """The names of the options that were given, and not left to their defaults."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name for name, source in sources.items() if source is not None and source.name != "DEFAULT"}
+
+
+def _fit_all(
+    config: FitConfig, run: RunFolder, checkpoint_every: int, resume: bool, console: Console
+) -> tuple[dict[int, FitResult], Task, FitConfig]:
+    """Fit every seed; the options come back with the task's own in the place of None."""
+    device = check_device(config.device)
+    task = TASKS[config.task]()
+    move(task, device)
+    config = config.resolved(task)
+    options = config.options(task)
+
+    @cache
+    def begin() -> None:
+        """Once, when the first step of all is done: until then an earlier run stays as it is."""
+        run.path.mkdir(parents=True, exist_ok=True)
+        lock.take()
+        if not resume:
+            run.clear()
+        run.write_config(config.plain(), _versions())
+
+    results = {}
+    total = options.num_epochs * steps_per_epoch(task, options.batch_size)
+    nothing = _shown(Status(0, *[float("nan")] * 4))
+    lock = FolderLock(run.path)
+    with lock, StopSignals() as signals, progress_bar(DETAILS, description_width=6, console=console) as progress:
+        for seed in config.seeds:
+            bar = progress.add_task(f"seed {seed}", total=total, **nothing)
+            keeper = FitKeeper(
+                run.seed(seed), config.of_seed(seed), checkpoint_every, signals, begin=begin, resume=resume
+            )
+            with keeper:
+                results[seed] = run_fit(task, options, seed, partial(_show, progress, bar), keeper)
+    return results, task, config
+
+
+def _show(progress: Progress, bar: TaskID, status: Status) -> None:
+    progress.update(bar, **_shown(status))
+
+
+def _shown(status: Status) -> dict[str, Any]:
+    return {
+        "completed": status.step,
+        "rate": f"{status.rate:,.0f}",
+        "loss": f"{status.loss:.3f}",
+        "load": f"{status.max_mean_load:.2f}",
+        "drops": f"{100 * status.drop_rate:.1f}",
+    }
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "pyro": pyro.__version__,
+        "numpy": np.__version__,
+        "prob_moe": prob_moe.__version__,
+    }

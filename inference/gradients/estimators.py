@@ -1,0 +1,233 @@
+"""The estimators that are compared: each gives a loss whose gradient is one draw for every copy of the problem."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import partial
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import Trace_ELBO
+from torch import Tensor
+
+from inference.gradients.problem import (
+    Problem,
+    Procedure,
+    exact_balanced_gradient,
+    exact_gradient,
+    router_objective,
+)
+from prob_moe.distributions import CapacitySkip, DependentRounding, GumbelMatching, IndependentRouting
+from prob_moe.estimators import TraceRouting_ELBO
+from prob_moe.estimators import balanced_objective as balanced_pair
+from prob_moe.estimators.baselines import DecayingAverage
+from prob_moe.mixture import MixtureOfExperts
+
+#: minus the objective, summed over copies and datapoints; every call draws anew
+Loss = Callable[[], Tensor]
+
+
+class Objective(StrEnum):
+    """
+    What an estimator's expected gradient is compared with; all are log-likelihoods, in nats.
+
+    * router: sum_i E_{z_i ~ p_i}[f_i(z_i)].
+    * balanced: E_{Z ~ procedure}[sum_i f_i(z_i)].
+    * gated: sum_i E_{z_i ~ p_i}[L_i(p_{i z_i} f_{z_i}(x_i))], of outputs scaled by the gate, without capacity.
+    * own: sum_i L_i(y_i), of the output y of the deterministic model that runs.
+    """
+
+    ROUTER = "router"
+    BALANCED = "balanced"
+    GATED = "gated"
+    OWN = "own"
+
+
+class Baseline(StrEnum):
+    """What is subtracted from the cost."""
+
+    NONE = "none"
+    DECAYING = "decaying"
+    LEAVE_ONE_OUT = "leave-one-out"
+    #: E[f_i], which a learned baseline tends to
+    VALUE = "expected cost"
+    #: there is no score function that could have one
+    ABSENT = ""
+
+
+@dataclass(frozen=True)
+class GradientEstimator:
+    """
+    :param name: how tables call it.
+    :param baseline: what is subtracted from the cost.
+    :param objective: what it claims, or, of a biased twin, what it means, to be the gradient of.
+    :param loss: from a problem, its stacked copies and their number to the loss.
+    :param exact: the exact gradient of that objective, or None where it cannot be had.
+    :param particles: draws of the assignment behind one gradient.
+    :param warm_up: steps before the first gradient, for baselines that remember.
+    :param deterministic: whether all draws are equal.
+    :param biased: whether it is known to be biased for its objective.
+    """
+
+    name: str
+    baseline: Baseline
+    objective: Objective
+    loss: Callable[[Problem, MixtureOfExperts, int], Loss]
+    exact: Callable[[Problem], list[Tensor] | None]
+    particles: int = 1
+    warm_up: int = 0
+    deterministic: bool = False
+    biased: bool = False
+
+
+# The router objective ------------------------------------------------------------------------------------------------
+
+
+def routing_estimator(
+    name: str, procedure: Procedure, baseline: Baseline, *, weighted: bool = True, biased: bool | None = None
+) -> GradientEstimator:
+    """An estimator of the router objective through :class:`~prob_moe.estimators.TraceRouting_ELBO`."""
+    # Leave-one-out compares particles. Two of them cost two draws; variances are compared at equal cost.
+    particles = 2 if baseline is Baseline.LEAVE_ONE_OUT else 1
+
+    def loss(problem: Problem, mixture: MixtureOfExperts, copies: int) -> Loss:
+        mixture.assignment = procedure
+        mixture.baseline = _baseline_options(baseline, problem)
+        x, y = problem.data(copies)
+
+        def model() -> None:
+            with pyro.plate("copies", copies, dim=-2):
+                mixture(x, y)
+
+        vectorised = particles > 1
+        elbo = TraceRouting_ELBO(
+            weighted=weighted, num_particles=particles, vectorize_particles=vectorised, max_plate_nesting=2
+        )
+        return partial(elbo.differentiable_loss, model, _no_guide)
+
+    return GradientEstimator(
+        name=name if weighted else f"{name}, unweighted",
+        baseline=baseline,
+        objective=Objective.ROUTER,
+        loss=loss,
+        exact=exact_router_gradient,
+        particles=particles,
+        warm_up=WARM_UP if baseline is Baseline.DECAYING else 0,
+        biased=not weighted if biased is None else biased,
+    )
+
+
+#: the mean of so many steps stands for that of a long run
+WARM_UP = 10
+
+
+def exact_router_gradient(problem: Problem) -> list[Tensor]:
+    return exact_gradient(problem, router_objective)
+
+
+def _baseline_options(baseline: Baseline, problem: Problem) -> dict[str, Any] | None:
+    match baseline:
+        case Baseline.DECAYING:
+            return {"use_decaying_avg_baseline": True}
+        case Baseline.LEAVE_ONE_OUT:
+            return {"use_leave_one_out_baseline": True}
+        case Baseline.VALUE:
+            with torch.no_grad():
+                mixture = problem.mixture()
+                p, f = mixture.router(problem.x).softmax(-1), mixture.log_likelihoods(problem.x, problem.y)
+            return {"baseline_value": (p * f).sum(-1)}
+        case _:
+            return None
+
+
+def _no_guide() -> None:
+    """All latent sites are assignments, which the model draws."""
+
+
+# The balanced objective ----------------------------------------------------------------------------------------------
+
+
+def balanced_estimator(name: str, procedure: Procedure, baseline: Baseline) -> GradientEstimator:
+    """An estimator of the balanced objective through Pyro's own :class:`~pyro.infer.Trace_ELBO`."""
+
+    def loss(problem: Problem, mixture: MixtureOfExperts, copies: int) -> Loss:
+        mixture.assignment = procedure
+        return BalancedLoss(problem, mixture, copies, decaying_baseline=baseline is Baseline.DECAYING)
+
+    return GradientEstimator(
+        name=name,
+        baseline=baseline,
+        objective=Objective.BALANCED,
+        loss=loss,
+        exact=lambda problem: exact_balanced_gradient(problem, procedure),
+        warm_up=WARM_UP if baseline is Baseline.DECAYING else 0,
+    )
+
+
+class BalancedLoss:
+    """
+    Minus the balanced objective of every copy. The cost of a copy is one number, so is its baseline: a constant factor
+    in the model, made of earlier steps, that shifts the cost and leaves the expected gradient as it is.
+    """
+
+    def __init__(
+        self, problem: Problem, mixture: MixtureOfExperts, copies: int, *, decaying_baseline: bool, beta: float = 0.9
+    ) -> None:
+        self.mixture = mixture
+        self.x, self.y = problem.data(copies)
+        self.decaying_baseline = decaying_baseline
+        self.beta = beta
+        self.elbo = Trace_ELBO(max_plate_nesting=2)
+        self._mean_cost = DecayingAverage(torch.zeros(copies, 1, dtype=torch.float64))
+
+    def __call__(self) -> Tensor:
+        shift = self._mean_cost.value(self.beta)
+        costs = []
+
+        def model() -> None:
+            with pyro.plate("copies", len(self.x), dim=-2):
+                trace = poutine.trace(self.mixture).get_trace(self.x, self.y)
+                y = trace.nodes["y"]
+                costs.append(y["fn"].log_prob(y["value"]).detach().sum(-1, keepdim=True))
+                if self.decaying_baseline:
+                    pyro.factor("baseline", -shift)
+
+        loss = self.elbo.differentiable_loss(*balanced_pair(model))
+        # The model's run, not the guide's, comes last.
+        self._mean_cost.update(costs[-1], self.beta)
+        return loss
+
+
+# All of them ---------------------------------------------------------------------------------------------------------
+
+#: dependent rounding of the router's own marginals, their overflow skipped
+ROUTER_MARGINALS = partial(DependentRounding, marginals="router")
+
+PROCEDURES: dict[str, Procedure] = {
+    "independent": IndependentRouting,
+    "skip": CapacitySkip,
+    "Gumbel-Matching": GumbelMatching,
+    "dependent rounding": DependentRounding,
+}
+
+
+def estimators() -> list[GradientEstimator]:
+    """
+    Every distribution with every baseline, weighted and not; the balanced objective. Independent routing with the
+    expected cost is REINFORCE with a learned baseline (RL-R of Clark et al., 2022) once that has converged.
+    """
+    simple = (Baseline.NONE, Baseline.DECAYING, Baseline.LEAVE_ONE_OUT)
+    rows = [
+        routing_estimator(name, procedure, baseline)
+        for name, procedure in PROCEDURES.items()
+        for baseline in (*simple, Baseline.VALUE)
+    ]
+    rows += [routing_estimator("dependent rounding, router marginals", ROUTER_MARGINALS, b) for b in simple[:2]]
+    for name, procedure in PROCEDURES.items():
+        if procedure is not IndependentRouting:  # its weights are 1
+            rows += [routing_estimator(name, procedure, b, weighted=False) for b in simple]
+    for name in ("skip", "Gumbel-Matching"):
+        rows += [balanced_estimator(f"{name}, balanced", PROCEDURES[name], b) for b in simple[:2]]
+    return rows

@@ -1,0 +1,75 @@
+"""The command ``show``."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from inference.atomic import write_atomically
+from inference.exits import end
+from inference.fit.device import default_dtype
+from inference.progress import console
+
+
+def show(
+    folder: Annotated[Path, typer.Argument(metavar="RUN_FOLDER", help="Folder of a run: the --out of a fit.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Where the report goes.", show_default="RUN_FOLDER/report.html")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Whose routing is shown.", show_default="the first with a checkpoint")
+    ] = None,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Print the numbers as JSON, and nothing else; with --out, write the report, too."),
+    ] = False,
+) -> None:
+    """
+    Show a run in a report: one HTML file with its pictures inside, which needs neither network nor scripts.
+
+    Learning curves, loads, drops, importance weights, router map, assignment and exchange graphs, use of experts.
+
+    A fit that goes on, or was stopped, can be shown as well.
+
+    Exit codes: 0 done; 2 bad input, or the run lacks something or is damaged: then the report has what is left.
+
+    Example: python -m inference show results/fit_digits
+    """
+    torch.set_num_threads(1)
+    # Drawing is slow to import; --help need not wait for it.
+    from inference.show.report import Report
+    from inference.show.routing_view import routing_view
+    from inference.show.run_reader import load_fit, read_run
+    from inference.show.run_summary import summary
+
+    try:
+        run = read_run(folder)
+        if seed is not None and seed not in run.config.seeds:
+            seeds = ", ".join(map(str, run.config.seeds))
+            raise ValueError(f"seed {seed} is not one of the run, which has {seeds}")
+        shown = run.seed_to_show if seed is None else seed
+        fit, view, why_not = None, None, "the model draws no assignment"
+        with default_dtype(run.config.dtype):
+            try:
+                fit = load_fit(run, shown)
+                view = routing_view(fit)
+            except ValueError as error:
+                why_not = str(error)
+                run.problems.append(why_not)
+            report = Report(run, shown, fit, view, why_not)
+            html = None if as_json and out is None else report.html()
+        file = run.folder.report if out is None else out
+        if html is not None:
+            write_atomically(file, html.encode())
+    except (ValueError, OSError) as error:
+        end(str(error))
+    if as_json:
+        typer.echo(json.dumps(summary(run, shown, view), allow_nan=False))
+    if run.problems:
+        shown_without = ", ".join(report.left_out) or "nothing else"
+        written = "" if html is None else f"; {file} shows what is left, without: {shown_without}"
+        end("; ".join(run.problems) + written)
+    if not as_json:
+        console.print(f"written to {file}", markup=False, highlight=False, soft_wrap=True)

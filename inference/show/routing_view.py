@@ -1,0 +1,80 @@
+"""What a fitted model does with a part of its test set: one draw of the routing, and what it serves."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from inference.fit.run import Fit
+from prob_moe.diagnostics import LEAST_WEIGHTS, RoutingRecorder, effective_sample_size, pareto_k
+from prob_moe.distributions import AssignmentDistribution
+
+#: datapoints that a picture shows
+SHOWN = 600
+
+
+@dataclass(frozen=True)
+class RoutingView:
+    """
+    :param x: rows of the test set; one may hold several datapoints, as a text does.
+    :param groups: the group of every datapoint, by name, n of them.
+    :param draws: by assignment site, in the order of the layers: procedure and draw.
+    :param weights: importance weights of the draw, multiplied over the layers, (n,).
+    :param served: the expert that serves, negative where dropped, (n,) for every layer.
+    """
+
+    x: Tensor
+    y: Tensor
+    groups: list[str]
+    draws: dict[str, tuple[AssignmentDistribution, Tensor]]
+    weights: np.ndarray
+    served: list[np.ndarray]
+
+    @property
+    def ess(self) -> float:
+        """Effective sample size of the weights, a share of n."""
+        return float(effective_sample_size(torch.as_tensor(self.weights)))
+
+    @property
+    def pareto_k(self) -> float:
+        """See :func:`~prob_moe.diagnostics.pareto_k`; NaN of too few datapoints."""
+        return float(pareto_k(torch.as_tensor(self.weights))) if len(self.weights) >= LEAST_WEIGHTS else math.nan
+
+    @property
+    def weights_in_words(self) -> str:
+        """The numbers above, for a caption."""
+        shape = self.pareto_k
+        tail = f"Pareto k {shape:.2f}" if math.isfinite(shape) else "no tail that a Pareto k could be fitted to"
+        return f"effective sample size {self.ess:.2f}, {self.zeros:.1%} zeros, {tail}"
+
+    @property
+    def zeros(self) -> float:
+        """Share of the datapoints with weight 0: dropped."""
+        return float((self.weights == 0).mean())
+
+
+@torch.no_grad()
+def routing_view(fit: Fit) -> RoutingView | None:
+    """
+    :returns: None if the model draws no assignment.
+    """
+    x, y = fit.task.test
+    rows = max(1, SHOWN // fit.task.groups(x[:1], y[:1]).numel())
+    x, y = x[:rows], y[:rows]
+    with RoutingRecorder() as recorder:
+        fit.model(x)
+    if not recorder.draws:
+        return None
+    weights = [routing.importance_weights(z).double().reshape(-1) for routing, z in recorder.draws.values()]
+    _, assignments = fit.model.serve(x, sample=fit.options.sample)
+    served = assignments if isinstance(assignments, tuple) else (assignments,)
+    return RoutingView(
+        x,
+        y,
+        [fit.task.group_names[group] for group in fit.task.groups(x, y).flatten().tolist()],
+        recorder.draws,
+        torch.stack(weights).prod(0).numpy(),
+        [z.flatten().numpy() for z in served],
+    )

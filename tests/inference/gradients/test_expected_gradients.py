@@ -1,0 +1,95 @@
+"""Enumerated gradients: against closed forms, against draws of the routers themselves, and where they land."""
+
+import math
+
+import pytest
+import torch
+
+from inference.gradients.expected_gradients import (
+    METHODS,
+    Problems,
+    cross_entropy,
+    exact_gated,
+    expected_gradient,
+    relative_errors,
+)
+from prob_moe.routers import SampledGate, SparseMixer, SparseMixerV2, Switch
+from prob_moe.testing.statistics import deviation
+
+NUM_FEATURES = 4
+
+
+def problems_of(loss=cross_entropy):
+    return Problems.draw(loss, num_problems=5, num_experts=4, num_features=NUM_FEATURES, seed=1)
+
+
+def test_exact_gradient_equals_finite_differences():
+    problems, step = problems_of(), 1e-6
+    ours = expected_gradient(exact_gated, problems)
+    for index in torch.ones_like(problems.logits).nonzero().tolist():
+        shift = torch.zeros_like(problems.logits)
+        shift[tuple(index)] = step
+        up, down = (exact_gated(problems, problems.logits + sign * shift) for sign in (1, -1))
+        torch.testing.assert_close(ours[tuple(index)], (up - down) / (2 * step), rtol=1e-6, atol=1e-8)
+
+
+def drawn_gradients(router, problems, num_draws):
+    """Gradients of the router itself, run as it is trained, (num_draws, num_problems, k)."""
+    logits = problems.logits.repeat(num_draws, 1, 1).requires_grad_()
+    routing = router(logits)
+    choices = routing.assignment.squeeze(-2)
+    outputs = problems.outputs.expand(num_draws, *problems.outputs.shape)
+    chosen = outputs.gather(-2, choices[..., None, None].expand(*choices.shape, 1, NUM_FEATURES))
+    losses = problems.loss(routing.gate.squeeze(-2)[..., None, None] * chosen, problems.target)
+    return torch.autograd.grad(losses.sum(), logits)[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "router"),
+    [
+        ("Switch", Switch()),
+        ("sampled gate", SampledGate()),
+        ("SparseMixer v1", SparseMixer(epsilon=math.inf)),
+        ("SparseMixer v2", SparseMixerV2(epsilon=math.inf)),
+        ("SparseMixer v1, window 0.1", SparseMixer()),
+        ("SparseMixer v2, window 0.1", SparseMixerV2()),
+    ],
+)
+def test_enumeration_equals_the_mean_over_draws(name, router):
+    problems = problems_of()
+    expected = expected_gradient(METHODS[name], problems)
+    assert deviation(drawn_gradients(router, problems, 20_000), expected).worst()[0] < 5
+
+
+def test_a_wrong_expectation_is_found_out():
+    problems = problems_of()
+    drawn = drawn_gradients(SparseMixerV2(epsilon=math.inf), problems, 20_000)
+    assert deviation(drawn, expected_gradient(METHODS["SparseMixer v1"], problems)).worst()[0] > 20
+    assert deviation(drawn, expected_gradient(METHODS["sampled gate"], problems)).worst()[0] > 5
+
+
+RANGES = {
+    "SparseMixer v1": (0.18, 0.34),
+    "SparseMixer v2": (0.35, 0.46),
+    "sampled gate": (0.35, 0.45),
+    "Switch": (0.29, 1.19),
+}
+
+
+def test_relative_errors_lie_where_faithful_implementations_do():
+    table = relative_errors()
+    assert (table["lower"] <= table["median"]).all()
+    assert (table["median"] <= table["upper"]).all()
+    medians = table[table["loss"] == "squared error"].groupby("method")["median"]
+    for method, (low, high) in RANGES.items():
+        assert low <= medians.min()[method] <= medians.max()[method] <= high
+
+
+def test_a_window_that_holds_one_expert_alone_gives_no_gradient():
+    problems = Problems.draw()
+    alone = (SparseMixer().window(problems.logits) > -math.inf).sum(-1) == 1
+    assert float(alone.double().mean()) > 0.5
+    for version in ("v1", "v2"):
+        gradient = expected_gradient(METHODS[f"SparseMixer {version}, window 0.1"], problems)
+        assert float(gradient[alone].abs().max()) < 1e-12
+        assert bool((gradient[~alone].abs().amax(-1) > 1e-6).all())
