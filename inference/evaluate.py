@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from inference.tasks import Model, Task
+from models.language import LanguageModel
 from models.stacked import StackedMixture
 from prob_moe.diagnostics import (
     RoutingRecorder,
@@ -34,6 +35,7 @@ def evaluate(
     metrics = task.metrics(model, x, y, served)
     use = []
     for name, (num_experts, z) in zip(("", ", layer 2"), layers):
+        z = z.flatten()  # the sequences of a text are served together
         loads = expert_counts(router_choices(z), z >= 0, num_experts)
         metrics[f"max/mean load{name}"] = max_mean_load(loads).item()
         metrics[f"dead experts{name}"] = dead_experts(loads).item()
@@ -44,6 +46,8 @@ def evaluate(
 
 
 def _experts_by_layer(model: Model) -> list[int]:
+    if isinstance(model, LanguageModel):
+        return model.experts_by_layer
     if isinstance(model, StackedMixture):
         return [model.experts.num_experts, model.second.experts.num_experts]
     return [model.experts.num_experts]
@@ -67,7 +71,7 @@ def draw_metrics(model: Model, x: Tensor) -> dict[str, float]:
     """
     with RoutingRecorder() as recorder:
         model(x)
-    weights = torch.stack([routing.importance_weights(z) for routing, z in recorder.draws.values()]).prod(0)
+    weights = torch.stack([routing.importance_weights(z) for routing, z in recorder.draws.values()]).prod(0).flatten()
     entropy = [diagnostics.router_entropy for diagnostics in recorder.diagnostics().values()]
     return {
         "weight ESS, one draw (share of n)": effective_sample_size(weights).item(),

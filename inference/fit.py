@@ -28,14 +28,24 @@ class Trainer:
 
     :param module: its parameters are trained.
     :param loss: a differentiable scalar, new at every call.
+    :param schedule: from the number of steps done to the share of the learning rate that the next one has.
     :raises ValueError: on a learning rate that is not positive and finite.
     """
 
-    def __init__(self, module: nn.Module, loss: Callable[[], Tensor], *, learning_rate: float) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        loss: Callable[[], Tensor],
+        *,
+        learning_rate: float,
+        schedule: Callable[[int], float] = lambda step: 1.0,
+    ) -> None:
         if not 0 < learning_rate < float("inf"):
             raise ValueError(f"learning_rate must be positive and finite, got {learning_rate!r}")
         self.module = module
         self.loss = loss
+        self.learning_rate = learning_rate
+        self.schedule = schedule
         self.num_steps = 0  #: done so far
         self._parameters = list(module.parameters())
         self._optimizer = torch.optim.Adam(self._parameters, lr=learning_rate)
@@ -59,6 +69,7 @@ class Trainer:
             _copy(self._last_good, self._parameters)
             raise NonFiniteLossError(self.num_steps, problem)
         _copy(self._parameters, self._last_good)
+        self._optimizer.param_groups[0]["lr"] = self.learning_rate * self.schedule(self.num_steps)
         self._optimizer.step()
         self.num_steps += 1
         return value.item()

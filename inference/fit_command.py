@@ -6,6 +6,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import numba
 import numpy as np
 import pyro
 import torch
@@ -27,6 +28,7 @@ from inference.lock import FolderLock
 from inference.objective import Assignment, Baseline, Estimator
 from inference.progress import console, progress_bar
 from inference.run_folder import RunFolder
+from inference.sampled_text import write_sampled_text
 from inference.tasks import TASKS, Task
 
 #: fits 80 columns
@@ -63,6 +65,7 @@ def fit(
         bool, typer.Option("--resume", help="Go on with the run in the folder; options not given are the run's.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the folder.")] = False,
+    sample_text: Annotated[int, typer.Option(help="Bytes that each fitted language model writes to a text file.")] = 0,
     as_json_: Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")] = False,
 ) -> None:
     """
@@ -76,12 +79,18 @@ def fit(
     Example: python -m inference fit digits --assignment dependent-rounding --num-seeds 3
 
     Example: python -m inference fit digits --out results/fit_digits --resume
+
+    Example: python -m inference fit language --assignment skip --num-layers 2 --sample-text 500
     """
     # The tensors are too small to share between threads.
     torch.set_num_threads(1)
+    # Nor are the assignments; and an idle numba thread spins, at the cost of the one that computes.
+    numba.set_num_threads(1)
     try:
         if checkpoint_every < 1:
             raise ValueError(f"checkpoint_every must be a positive int, got {checkpoint_every!r}")
+        if sample_text < 0 or (sample_text and task is not TaskName.LANGUAGE):
+            raise ValueError(f"--sample-text is a number of bytes, for the language task; got {sample_text} for {task}")
         if resume and overwrite:
             raise ValueError("give --resume or --overwrite, not both")
         run = RunFolder(Path("results") / f"fit_{task}" if out is None else out)
@@ -121,6 +130,8 @@ def fit(
             f"capacity factor {config.capacity_factor:g}, served by {config.serve}"
         )
         files = write_results(chosen, results, title, run)
+        if sample_text:
+            files.append(write_sampled_text(chosen, results, sample_text, config.serve is Serve.SAMPLE, run))
     except InterruptedFit as stopped:
         command = f"python -m inference fit {task} --out {shlex.quote(str(run.path))} --resume"
         end(f"{stopped}; the checkpoint is written, go on with: {command}", 128 + stopped.signum)

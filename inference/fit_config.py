@@ -16,6 +16,7 @@ class TaskName(StrEnum):
 
     DIGITS = "digits"
     PIECEWISE = "piecewise"
+    LANGUAGE = "language"
 
 
 class Serve(StrEnum):

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import mean
 from typing import Any, Protocol
 
@@ -88,7 +89,8 @@ class Fit:
         self.steps_per_epoch = len(self._batches)
         self.num_steps = options.num_epochs * self.steps_per_epoch
         self._recorder = RoutingRecorder()
-        self._trainer = Trainer(self.model, self._next_loss, learning_rate=options.learning_rate)
+        schedule = partial(task.schedule, num_steps=self.num_steps)
+        self._trainer = Trainer(self.model, self._next_loss, learning_rate=options.learning_rate, schedule=schedule)
         self.curve: list[Row] = []
         self._losses: list[float] = []  # of this epoch
         self._looks: list[tuple[float, float]] = []
@@ -145,7 +147,7 @@ class Fit:
 
     def _next_loss(self) -> Tensor:
         x, y = next(self._batches)
-        self._num_datapoints += len(x)
+        self._num_datapoints += y.numel()
         with self._recorder:
             return self._loss(x, y)
 

@@ -76,6 +76,7 @@ def _most_probable(axis: Axes, results: dict[str, Likelihood], num_bars: int) ->
         xlabel="assignment: the expert of every datapoint",
         ylabel="probability",
         title="most probable matchings (bars: exact, points: draws ± s.e.)",
+        ylim=(0, None),
     )
 
 
@@ -87,4 +88,5 @@ def _tails(axis: Axes, results: dict[str, Likelihood]) -> None:
         axis.step(weights.numpy(), above, color=f"C{index}", label=f"{name}, Pareto k = {k:.2f}")
     axis.set(xscale="log", yscale="log", xlabel="importance weight w", ylabel="share of weights ≥ w", title="tails")
     axis.set_xlim(left=0.1)
+    axis.minorticks_off()
     axis.legend(frameon=False, fontsize=7)

@@ -15,7 +15,7 @@ from prob_moe.distributions import (
     GumbelMatching,
     IndependentRouting,
 )
-from prob_moe.estimators import TraceRouting_ELBO, balanced_objective
+from prob_moe.estimators import LeaveOneOut_ELBO, TraceRouting_ELBO, balanced_objective
 from prob_moe.estimators.baselines import DecayingAverage
 
 
@@ -85,10 +85,10 @@ def check_combination(estimator: Estimator, baseline: Baseline, num_particles: i
         raise ValueError(f"num_particles must be a positive int, got {num_particles!r}")
     if baseline is Baseline.LEAVE_ONE_OUT and num_particles < 2:
         raise ValueError(f"the leave-one-out baseline compares particles: num_particles={num_particles} must be >= 2")
-    if estimator is Estimator.BALANCED and baseline in (Baseline.NEURAL, Baseline.LEAVE_ONE_OUT):
+    if estimator is Estimator.BALANCED and baseline is Baseline.NEURAL:
         raise ValueError(
             f"the balanced objective has one cost a batch, not one a datapoint: baseline {baseline} does not apply, "
-            "use none or decaying"
+            "use none, decaying or leave-one-out"
         )
 
 
@@ -101,13 +101,18 @@ def batch_loss(model: nn.Module, estimator: Estimator, baseline: Baseline, num_p
     """
     check_combination(estimator, baseline, num_particles)
     if estimator is Estimator.BALANCED:
-        return BalancedLoss(model, decaying_baseline=baseline is Baseline.DECAYING, num_particles=num_particles)
+        return BalancedLoss(
+            model,
+            decaying_baseline=baseline is Baseline.DECAYING,
+            leave_one_out=baseline is Baseline.LEAVE_ONE_OUT,
+            num_particles=num_particles,
+        )
     elbo = TraceRouting_ELBO(
         weighted=estimator is Estimator.WEIGHTED,
         num_particles=num_particles,
         # A network predicts for one particle: in a second layer its input differs between them.
         vectorize_particles=num_particles > 1 and baseline is not Baseline.NEURAL,
-        max_plate_nesting=1,
+        max_plate_nesting=_plate_nesting(model),
     )
     return RouterLoss(model, elbo)
 
@@ -124,7 +129,7 @@ class RouterLoss:
         self.elbo = elbo
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.elbo.differentiable_loss(self.model, _no_guide, x, y) / len(y)
+        return self.elbo.differentiable_loss(self.model, _no_guide, x, y) / y.numel()
 
     def state_dict(self) -> dict[str, Any]:
         return self.elbo.baselines.state_dict()
@@ -137,31 +142,46 @@ class BalancedLoss:
     r"""
     Minus the balanced objective per datapoint, through Pyro's :class:`~pyro.infer.Trace_ELBO`.
 
-    The whole batch is one cost, so a baseline is one number: a constant factor :math:`e^{-nb}` in the model, which
-    shifts the cost and leaves the expected gradient as it is. b is the mean cost per datapoint of earlier steps.
+    The n datapoints that are assigned together are one cost, so a decaying baseline is one number: a constant factor
+    :math:`e^{-nb}` in the model, which shifts the cost and leaves the expected gradient as it is. b is the mean cost
+    per datapoint of earlier steps.
 
     :param decaying_baseline: whether to have it.
-    :param beta: decay of that mean.
+    :param leave_one_out: whether to subtract the mean cost of the other particles instead
+        (:class:`~prob_moe.estimators.LeaveOneOut_ELBO`).
+    :param beta: decay of the mean over earlier steps.
     """
 
     def __init__(
-        self, model: nn.Module, *, decaying_baseline: bool = False, num_particles: int = 1, beta: float = 0.9
+        self,
+        model: nn.Module,
+        *,
+        decaying_baseline: bool = False,
+        leave_one_out: bool = False,
+        num_particles: int = 1,
+        beta: float = 0.9,
     ) -> None:
         self.model = model
         self.decaying_baseline = decaying_baseline
         self.beta = beta
-        self.elbo = Trace_ELBO(num_particles=num_particles)
+        nesting = _plate_nesting(model)
+        self.elbo = (
+            LeaveOneOut_ELBO(num_particles, vectorize_particles=True, max_plate_nesting=nesting)
+            if leave_one_out
+            else Trace_ELBO(num_particles, max_plate_nesting=nesting)
+        )
         self._mean_cost = DecayingAverage(torch.zeros(()))
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
-        n = len(y)
+        n = y.shape[-1]
         shift = n * self._mean_cost.value(self.beta) if self.decaying_baseline else torch.zeros(())
+        shift = shift.to(y.device)
 
         def shifted(x: Tensor, y: Tensor) -> None:
             self.model(x, y)
-            pyro.factor("baseline", -shift.to(x))
+            pyro.factor("baseline", -shift)
 
-        loss = (self.elbo.differentiable_loss(*balanced_objective(shifted), x, y) - shift.to(x)) / n
+        loss = (self.elbo.differentiable_loss(*balanced_objective(shifted), x, y) - shift) / y.numel()
         self._mean_cost.update(-loss.detach(), self.beta)
         return loss
 
@@ -170,6 +190,11 @@ class BalancedLoss:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._mean_cost = DecayingAverage(**state)
+
+
+def _plate_nesting(model: nn.Module) -> int:
+    """Plates of a model around its observations: the data plate, unless it says otherwise."""
+    return getattr(model, "max_plate_nesting", 1)
 
 
 def _no_guide(x: Tensor, y: Tensor) -> None:

@@ -89,7 +89,8 @@ def posterior(
             )
         )
         return
-    title = f"Posterior of {num_experts} experts, {num_datapoints} datapoints, {num_chains} chains of {num_draws} draws"
+    experts = f"{num_experts} expert{'s' if num_experts > 1 else ''}"
+    title = f"Posterior of {experts}, {num_datapoints} datapoints, {num_chains} chains of {num_draws} draws"
     console.print(_summary_table(summary, f"{title}, {divergences[num_experts]} of them divergent"))
     console.print(_loo_table(comparison, divergences))
     console.print(

@@ -116,7 +116,7 @@ def comparison(table: pd.DataFrame, loos: dict[int, Any], x: NDArray[Any]) -> Fi
     left.margins(y=0.3)
     limit = float(loos[counts[0]].good_k)
     right.axhline(limit, color="black", linewidth=0.8, linestyle="--")
-    right.text(0, limit, "above: the estimate cannot be trusted", fontsize=7, va="bottom")
+    right.text(0, limit, "above the line: the estimate cannot be trusted", fontsize=7, va="top")
     right.set(xlabel="x of the datapoint left out", ylabel="Pareto k", title="is importance sampling up to it?")
     right.legend(frameon=False, fontsize=8)
     return figure

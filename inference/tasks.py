@@ -1,5 +1,6 @@
 """What can be fitted: data, model, and how a fitted model is judged."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -7,14 +8,26 @@ import torch
 from torch import Tensor
 
 from inference.batches import BatchStream, Minibatches
+from inference.crops import Crops
 from inference.objective import Assignment, Baseline
+from inference.schedule import constant, warm_up_and_cosine
 from models.digits import CostBaseline, categorical, digits_data, digits_mixture, log_predictive
+from models.language import LanguageModel
 from models.metrics import classification_metrics
 from models.piecewise import gaussian, piecewise_data, piecewise_mixture
 from models.stacked import StackedMixture
+from models.text import (
+    KIND_NAMES,
+    bigram_cross_entropy,
+    bigram_entropy,
+    byte_kinds,
+    text_data,
+    unigram_entropy,
+    windows,
+)
 from prob_moe.mixture import MixtureOfExperts
 
-Model = MixtureOfExperts | StackedMixture
+Model = MixtureOfExperts | StackedMixture | LanguageModel
 
 
 @dataclass(frozen=True)
@@ -28,6 +41,12 @@ class ModelOptions:
     num_experts: int | None = None
     hidden_features: int | None = None
     num_layers: int = 1
+
+
+def _to_text(part: tuple[Tensor, Tensor]) -> Tensor:
+    """The text that was cut into windows without overlap, long (n,)."""
+    x, y = part
+    return torch.cat([x.flatten(), y[-1, -1:]])
 
 
 class Task(Protocol):
@@ -52,12 +71,17 @@ class Task(Protocol):
         """Endless minibatches of the training part; a task may bring a stream of its own."""
         return Minibatches(*self.train, batch_size=batch_size)
 
+    @staticmethod
+    def schedule(step: int, num_steps: int) -> float:
+        """:returns: the share of the learning rate that a step has, see :mod:`inference.schedule`."""
+        return constant(step, num_steps)
+
     def groups(self, x: Tensor, y: Tensor) -> Tensor:
-        """:returns: the group of every datapoint, long (n,)."""
+        """:returns: the group of every datapoint, long, as many as y has entries."""
 
     def metrics(self, model: Model, x: Tensor, y: Tensor, served: Tensor) -> dict[str, float]:
         """
-        :param served: the outputs that were served, (n, out).
+        :param served: the outputs that were served, (*y.shape, out).
         :returns: by name, with routing summed out and as served.
         """
 
@@ -145,4 +169,56 @@ class Piecewise(Task):
         }
 
 
-TASKS: dict[str, Any] = {task.name: task for task in (Digits, Piecewise)}
+class Language(Task):
+    """
+    The next byte of the text of Python's help. Validation and test parts are served causally, every byte by its own
+    router, in windows that do not overlap.
+    """
+
+    name = "language"
+    num_epochs = 8
+    batch_size = 16
+    learning_rate = 6e-3
+    group_label = "kind of byte"
+    group_names = KIND_NAMES
+    context = 128
+    schedule = staticmethod(warm_up_and_cosine)
+
+    def __init__(self) -> None:
+        self.train, self.validation, self.test = (windows(part, self.context, self.context) for part in text_data())
+        self._train_text = _to_text(self.train)
+
+    def build(self, options: ModelOptions) -> Model:
+        if options.baseline is Baseline.NEURAL or options.load_balancing:
+            raise ValueError(
+                f"the language task has no neural baseline and no load-balancing loss (got baseline {options.baseline} "
+                f"and load_balancing={options.load_balancing})"
+            )
+        return LanguageModel(
+            options.assignment.distribution,
+            num_experts=4 if options.num_experts is None else options.num_experts,
+            hidden_features=256 if options.hidden_features is None else options.hidden_features,
+            num_expert_blocks=options.num_layers,
+            context=self.context,
+            capacity_factor=options.capacity_factor,
+            baseline=options.baseline.options,
+        )
+
+    def batches(self, batch_size: int) -> BatchStream:
+        return Crops(_to_text(self.train), length=self.context, batch_size=batch_size)
+
+    def groups(self, x: Tensor, y: Tensor) -> Tensor:
+        return byte_kinds(x).flatten()
+
+    def metrics(self, model: Model, x: Tensor, y: Tensor, served: Tensor) -> dict[str, float]:
+        text = _to_text((x, y)).cpu()
+        nats = torch.nn.functional.cross_entropy(served.flatten(0, -2), y.flatten())
+        return {
+            "bits per byte": nats.item() / math.log(2),
+            "reference: unigram entropy of this part (bits)": unigram_entropy(text),
+            "reference: bigram entropy of this part (bits)": bigram_entropy(text),
+            "reference: bigram fitted to the training part (bits)": bigram_cross_entropy(self._train_text, text),
+        }
+
+
+TASKS: dict[str, Any] = {task.name: task for task in (Digits, Piecewise, Language)}

@@ -16,8 +16,11 @@ from prob_moe.estimators.sites import Site
 # All functions but pareto_k are plain tensor expressions: batched over leading dimensions, without waiting for the
 # device. Where there is nothing to count (no datapoint, or all of it padding), ratios are 0 instead of NaN.
 
-#: fewer weights have no tail of five, the least that pareto_k can fit
+#: the shortest tail that pareto_k can fit, and the number of weights that have one
+LEAST_TAIL = 5
 LEAST_WEIGHTS = 21
+#: relative differences of weights below this are rounding
+TIED = 1e-6
 
 
 def max_mean_load(loads: Tensor) -> Tensor:
@@ -110,8 +113,9 @@ def pareto_k(weights: Tensor, mask: Tensor | None = None) -> Tensor:
 
     :param weights: (*, n), non-negative. Dropped datapoints count, with weight 0.
     :param mask: bool, broadcastable to (*, n); False marks padding, which is not counted.
-    :returns: float64 (*), on the CPU. Minus infinity where the largest weight is shared by so many that nothing lies
-        above the cutoff: weights that are all equal, for one. Plus infinity where too few lie above it for a fit.
+    :returns: float64 (*), on the CPU. Minus infinity where the largest weight is shared by so many that it is all of
+        the tail, or nothing lies above the cutoff: weights that are all equal, for one. Plus infinity where fewer than
+        five lie above it, too few for a fit.
     :raises ValueError: on weights that are negative or not finite, or fewer than 21 in a row: no tail can be fitted.
 
     >>> generator = torch.Generator().manual_seed(0)
@@ -138,9 +142,10 @@ def pareto_k(weights: Tensor, mask: Tensor | None = None) -> Tensor:
     n = weights.shape[-1]
     for row, counted in zip(weights.reshape(-1, n), present.reshape(-1, n)):
         log_weights = row[counted].log().numpy()
-        # As in psislw: the tail is what lies above this order statistic.
+        # As in psislw: the tail is what lies above this order statistic. Ties, up to rounding, have no shape.
         tail = math.ceil(min(len(log_weights) / 5, 3 * len(log_weights) ** 0.5))
-        tied = np.sort(log_weights)[-tail - 1] == log_weights.max()
+        above = log_weights[log_weights > np.sort(log_weights)[-tail - 1]]
+        tied = len(above) == 0 or (len(above) > LEAST_TAIL - 1 and np.ptp(above) < TIED)
         shapes.append(-math.inf if tied else float(az.psislw(log_weights)[1]))
     return torch.tensor(shapes, dtype=torch.float64).reshape(weights.shape[:-1])
 

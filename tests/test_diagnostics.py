@@ -171,6 +171,12 @@ def test_pareto_k_finds_the_shape_of_pareto_weights(shape: float) -> None:
 def test_pareto_k_of_bounded_weights_is_small_and_of_no_tail_is_minus_infinity() -> None:
     assert pareto_k(torch.rand(10_000)) < 0
     assert pareto_k(torch.full((50,), 3.0)) == -math.inf
+    # The same where the largest weight is the whole tail, and where weights differ by rounding.
+    shared = torch.cat([torch.ones(900), torch.full((40,), 3.0)]).double()
+    assert pareto_k(shared) == -math.inf
+    assert pareto_k(3 + 1e-12 * torch.randn(940, dtype=torch.float64)) == -math.inf
+    # A few that stand alone are not a tail that could be trusted.
+    assert pareto_k(torch.cat([torch.ones(900), torch.tensor([50.0, 60.0, 70.0])])) == math.inf
     routing = DependentRounding(3 * torch.randn(128, 8), capacity=16)
     assert pareto_k(routing.importance_weights(routing.sample((50,))).flatten()) < 0.5
 

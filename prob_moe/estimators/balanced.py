@@ -55,6 +55,20 @@ class _ScoreOnlyMessenger(Messenger):
             msg["fn"] = ScoreOnly(msg["fn"])
 
 
+class OwnProcedures:
+    """
+    A guide that draws the assignment sites of a model from their own procedures, by running the model.
+
+    :param scored: the model, with assignment sites that are :class:`ScoreOnly`.
+    """
+
+    def __init__(self, scored: Program) -> None:
+        self._draw = poutine.block(scored, expose_fn=lambda msg: isinstance(msg["fn"], ScoreOnly))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        self._draw(*args, **kwargs)
+
+
 def balanced_objective(model: Program) -> tuple[Program, Program]:
     r"""
     A model and a guide with which Pyro's ELBOs estimate the *balanced objective*
@@ -77,5 +91,4 @@ def balanced_objective(model: Program) -> tuple[Program, Program]:
     >>> loss = elbo.loss_and_grads(*balanced_objective(model), torch.zeros(4, 2), torch.ones(4))
     """
     scored = _ScoreOnlyMessenger()(model)
-    guide = poutine.block(scored, expose_fn=lambda msg: isinstance(msg["fn"], ScoreOnly))
-    return scored, guide
+    return scored, OwnProcedures(scored)

@@ -50,6 +50,7 @@ def test_digits_learn_and_leave_table_and_pictures(tmp_path: Path) -> None:
         ("skip", "weighted", "leave-one-out", 2),
         ("gumbel-matching", "unweighted", "neural", 1),
         ("skip", "balanced", "decaying", 2),
+        ("gumbel-matching", "balanced", "leave-one-out", 2),
     ],
 )
 def test_every_kind_of_option_trains(assignment: str, estimator: str, baseline: str, num_layers: int) -> None:

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from models.stacked import StackedMixture
 from prob_moe.distributions import CapacitySkip, GumbelMatching, IndependentRouting
-from prob_moe.estimators import TraceRouting_ELBO, balanced_objective
+from prob_moe.estimators import LeaveOneOut_ELBO, TraceRouting_ELBO, balanced_objective
 from prob_moe.experts import BatchedExperts
 from prob_moe.mixture import MixtureOfExperts
+from prob_moe.testing import gradient_report
 from tests.estimators.replicas import standard_errors_off
 
 
@@ -74,7 +75,7 @@ def exact_balanced_objective(model: StackedMixture, x: Tensor, y: Tensor, capaci
     for z1 in first.enumerate_support():
         present = z1 >= 0
         hidden = model.experts.dense(x)[torch.arange(len(x)), z1.clamp(min=0)]
-        second = CapacitySkip(model.second.router(hidden)[present], capacity=capacity)
+        second = model.second.assignment(model.second.router(hidden)[present], capacity=capacity)
         f = model.second.log_likelihoods(hidden, y)[present]
         for z2 in second.enumerate_support():
             reward = (f.gather(-1, z2.clamp(min=0).unsqueeze(-1)).squeeze(-1) * (z2 >= 0)).sum()
@@ -93,6 +94,22 @@ def test_balanced_objective_against_enumeration_of_both_layers(elbo: type) -> No
         estimator.loss_and_grads(*pair, x, y)
         draws.append(torch.cat([-p.grad.flatten() for p in parameters]))
     assert standard_errors_off(torch.stack(draws), torch.cat([g.flatten() for g in exact])) < 5
+
+
+@pytest.mark.parametrize("first", [GumbelMatching, CapacitySkip])
+def test_leave_one_out_through_two_matchings(first: type) -> None:
+    """The second layer is a matching of those whom the first has processed: all of them, or not all."""
+    model, (x, y) = stacked(GumbelMatching), data(3)
+    model.assignment = first
+    report = gradient_report(
+        *balanced_objective(model),
+        LeaveOneOut_ELBO(),
+        *(x, y),
+        exact=lambda x, y: exact_balanced_objective(model, x, y, capacity=2),
+        parameters=model,
+        num_samples=200,
+    )
+    assert report.unbiased, report
 
 
 def test_dropped_by_the_first_layer_counts_nothing() -> None:

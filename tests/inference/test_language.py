@@ -1,0 +1,114 @@
+"""Fitting the language model, on a piece of its text."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from inference import tasks
+from inference.cli import app
+from inference.crops import Crops
+from inference.evaluate import evaluate
+from inference.fit_run import FitOptions, run_fit
+from inference.objective import Assignment, Baseline, Estimator
+from inference.schedule import warm_up_and_cosine
+from inference.tasks import Language, ModelOptions
+from models.text import KIND_NAMES, Text, byte_kinds, text_data
+
+
+@pytest.fixture(autouse=True)
+def piece(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    whole = text_data()
+    monkeypatch.setattr(tasks, "text_data", lambda: Text(whole.train[:5000], whole.validation[:400], whole.test[:400]))
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "estimator", "baseline", "num_layers"),
+    [
+        ("gumbel-matching", "balanced", "leave-one-out", 2),
+        ("gumbel-matching", "balanced", "decaying", 1),
+        ("dependent-rounding", "weighted", "leave-one-out", 1),
+        ("skip", "weighted", "decaying", 2),
+    ],
+)
+def test_every_kind_of_objective_trains(assignment: str, estimator: str, baseline: str, num_layers: int) -> None:
+    model = ModelOptions(Assignment(assignment), Baseline(baseline), num_layers=num_layers, hidden_features=16)
+    particles = 2 if baseline == "leave-one-out" else 1
+    options = FitOptions(2, 4, 6e-3, model, Estimator(estimator), num_particles=particles)
+    result = run_fit(Language(), options, seed=0)
+    assert result.curve.loss.iloc[1] < result.curve.loss.iloc[0]
+    # Nobody is dropped when it serves, whatever happens in training.
+    assert result.metrics["drop rate"] == 0
+    assert len(result.use) == num_layers
+    assert result.use[0].shape == (len(KIND_NAMES), 5)
+
+
+def test_the_dense_model_is_one_expert() -> None:
+    task = Language()
+    model = task.build(ModelOptions(Assignment.INDEPENDENT, Baseline.NONE, num_experts=1))
+    metrics, (use,) = evaluate(task, model, task.test, sample=False)
+    x, y = task.test
+    kinds = byte_kinds(x).flatten().bincount(minlength=len(KIND_NAMES))
+    assert torch.equal(use[:, 0], (kinds > 0).double())
+    assert metrics["max/mean load"] == 1
+    # New, it knows nothing: near eight bits a byte.
+    logits, _ = model.serve(x)
+    nats = -logits.log_softmax(-1).gather(-1, y.unsqueeze(-1)).mean()
+    assert metrics["bits per byte"] == pytest.approx(nats.item() / 0.6931471805599453)
+    assert 6 < metrics["bits per byte"] < 10
+
+
+def test_command_writes_text_and_pictures(tmp_path: Path) -> None:
+    arguments = ["language", "--num-epochs", "1", "--hidden-features", "8", "--sample-text", "40", "--num-seeds", "2"]
+    arguments += ["--estimator", "balanced", "--baseline", "leave-one-out", "--num-layers", "2"]
+    result = CliRunner().invoke(app, ["fit", *arguments, "--out", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    written = (tmp_path / "fit_language_text.txt").read_text()
+    assert "seed 0" in written
+    assert "seed 1" in written
+    table = pd.read_csv(tmp_path / "fit_language.csv")
+    assert (table["bits per byte"] < 8).all()
+    assert (table["reference: bigram entropy of this part (bits)"] < 4).all()
+    for picture in ("fit_language_use.png", "fit_language_curve.png"):
+        assert (tmp_path / picture).stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["language", "--num-layers", "3"], "num_expert_blocks must be between 1 and 2, got 3"),
+        (["language", "--baseline", "neural"], "no neural baseline"),
+        (["language", "--load-balancing", "0.1"], "load_balancing=0.1"),
+        (["language", "--batch-size", "0"], "batch_size must be a positive int, got 0"),
+        (["language", "--sample-text", "-1"], "got -1 for language"),
+        (["digits", "--sample-text", "5"], "got 5 for digits"),
+    ],
+)
+def test_bad_options_give_one_line_and_exit_code_2(arguments: list[str], message: str, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["fit", *arguments, "--out", str(tmp_path / "new")])
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.split()) + " ".join(result.stderr.split())
+    assert "Traceback" not in result.output
+
+
+def test_crops_begin_everywhere() -> None:
+    torch.manual_seed(0)
+    crops = Crops(torch.arange(20), length=4, batch_size=64)
+    x, y = next(crops)
+    assert torch.equal(x[:, 1:], y[:, :-1])
+    assert set(x[:, 0].tolist()) == set(range(16))
+    assert len(Crops(torch.arange(20), length=4, batch_size=2)) == 2
+
+
+def test_schedule() -> None:
+    rates = [warm_up_and_cosine(step, 200) for step in range(200)]
+    assert rates[:10] == sorted(rates[:10])
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert max(rates) < 1
+    assert min(rates[1:]) >= 0
