@@ -71,8 +71,10 @@ class Report:
     def _test_metrics(self) -> Content:
         test = self.run.test
         if test is None:
-            state = "is damaged" if self.run.results.exists() else "comes when all seeds are done"
-            raise LeftOutError(f"{self.run.results.name} {state}")
+            damaged = self.run.results.exists()
+            raise LeftOutError(
+                f"{self.run.results.name} {'is damaged' if damaged else 'comes when all seeds are done'}"
+            )
         seeds = list(test.index) if 1 < len(test) <= COLUMNS else []
         rows = []
         for name, (mean, error) in mean_and_error(self.run).items():

@@ -47,7 +47,7 @@ def _histogram(axis: Axes, drawn: np.ndarray) -> None:
     ratio = high / low
     subs = (1, 1.5, 2, 3, 5, 7) if ratio < 5 else (1, 2, 5) if ratio < 100 else (1,)
     axis.xaxis.set_major_locator(LogLocator(subs=subs))
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda weight, _: f"{weight:g}"))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda weight, _: f"{weight:g}" if weight >= edges[0] else ""))
     axis.xaxis.set_minor_formatter(NullFormatter())
     zeros = int((drawn == 0).sum())
     if zeros:

@@ -19,7 +19,7 @@ import pytest
 
 from inference.fit.checkpoint import load_checkpoint
 from inference.fit.run_folder import RunFolder
-from tests.inference.test_checkpoint import same
+from tests.inference.fit.test_checkpoint import same
 
 ROOT = Path(__file__).parents[2]
 NUM_STEPS = 90

@@ -9,7 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from inference.fit.metrics_log import MetricsLog
 from inference.fit.run import FitOptions
 from inference.fit.tasks import Piecewise
-from tests.inference.test_resume import run_and_resume
+from tests.inference.fit.test_resume import run_and_resume
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from inference.fit.objective import Assignment, Baseline, Estimator
 from inference.fit.run import Fit, FitOptions, run_fit
 from inference.fit.run_folder import RunFolder, SeedFolder
 from inference.fit.tasks import Digits, ModelOptions, Piecewise, Task
-from tests.inference.test_checkpoint import same
+from tests.inference.fit.test_checkpoint import same
 
 
 class StopAt:
