@@ -114,7 +114,7 @@ def test_serving_is_causal(sample: bool) -> None:
 
 
 def test_a_matching_of_the_sequence_would_not_be() -> None:
-    model, x = small(capacity_factor=1.0), text(1, 9)
+    model, x = small(), text(20, 9)
     changed = x.clone()
     changed[:, 6:] = x[:, :3]
     modes = [GumbelMatching(model.feed_forward[0].router(s), capacity=3).mode[:, :6] for s in (x, changed)]
