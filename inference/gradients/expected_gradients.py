@@ -32,10 +32,10 @@ class Problems:
     """
     Random datapoints with k experts, float64.
 
-    :ivar logits: router logits, normal with a standard deviation of ``logit_scale``, (num_problems, k).
-    :ivar outputs: what every expert puts out, standard normal, (num_problems, k, d).
-    :ivar target: standard normal, (num_problems, 1, d).
-    :ivar loss: from outputs (*, num_problems, k, d) and the target to the loss L, (*, num_problems, k).
+    :param logits: router logits, normal with a standard deviation of ``logit_scale``, (num_problems, k).
+    :param outputs: what every expert puts out, standard normal, (num_problems, k, d).
+    :param target: standard normal, (num_problems, 1, d).
+    :param loss: from outputs (*, num_problems, k, d) and the target to the loss L, (*, num_problems, k).
     """
 
     logits: Tensor

@@ -141,7 +141,7 @@ class GatedLearner(Learner):
     :param alternative: its training mode trains, its evaluation mode serves.
     :param load_balancing: weight of Switch's load-balancing loss on its logits; 0 where ``alternative`` has its own.
     :param serves_all: whether no datapoint is dropped in serving, whatever the capacity was in training.
-    :ivar identity: of datapoints, (*batch, n, d) -> long (*batch, n), where the router asks for it.
+    :param identity: of datapoints, (*batch, n, d) -> long (*batch, n), where the router asks for it.
     """
 
     identity: Callable[[Tensor], Tensor] | None = None

@@ -11,10 +11,10 @@ from prob_moe.matching._solver import INFEASIBLE, NOT_A_NUMBER, TOO_MANY, solve_
 class Matching(NamedTuple):
     r"""An optimal assignment with its dual.
 
-    :ivar assignment: (\*batch, n) long, the expert of each datapoint; -1 where it was masked out.
-    :ivar exchange_costs: (\*batch, k, k) float64, see :func:`~prob_moe.matching.exchange_costs`.
-    :ivar distances: (\*batch, k, k) float64, see :func:`~prob_moe.matching.shortest_distances`.
-    :ivar prices: (\*batch, k) float64, see :func:`~prob_moe.matching.shadow_prices`.
+    :param assignment: (\*batch, n) long, the expert of each datapoint; -1 where it was masked out.
+    :param exchange_costs: (\*batch, k, k) float64, see :func:`~prob_moe.matching.exchange_costs`.
+    :param distances: (\*batch, k, k) float64, see :func:`~prob_moe.matching.shortest_distances`.
+    :param prices: (\*batch, k) float64, see :func:`~prob_moe.matching.shadow_prices`.
     """
 
     assignment: torch.Tensor

@@ -12,9 +12,9 @@ from prob_moe.matching.lbfgs import minimize_lbfgs
 class SparsePlan(NamedTuple):
     r"""A transport plan from datapoints to experts.
 
-    :ivar plan: T, (\*batch, n, k), with rows that sum to 1 (0 for padding) and at most m non-zeros.
-    :ivar prices: β, (\*batch, k) float64, without gradient.
-    :ivar imbalance: largest :math:`|\sum_i T_{ij} - n / k|` over the experts, in datapoints, (\*batch,) float64.
+    :param plan: T, (\*batch, n, k), with rows that sum to 1 (0 for padding) and at most m non-zeros.
+    :param prices: β, (\*batch, k) float64, without gradient.
+    :param imbalance: largest :math:`|\sum_i T_{ij} - n / k|` over the experts, in datapoints, (\*batch,) float64.
     """
 
     plan: Tensor

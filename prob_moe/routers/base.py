@@ -16,7 +16,7 @@ class Routing(ABC):
     """
     What a router decided about one batch. A subclass is one way to use experts.
 
-    :ivar loss: the router's auxiliary loss, in units of the loss per datapoint, to be added to it; (*batch).
+    :param loss: the router's auxiliary loss, in units of the loss per datapoint, to be added to it; (*batch).
     """
 
     loss: Tensor
@@ -35,11 +35,11 @@ class SparseRouting(Routing):
     r"""
     Every datapoint goes to at most m experts: :math:`y_i = \sum_m g_{mi}\, f_{z_{mi}}(x_i) + r_i x_i`.
 
-    :ivar assignment: long (*batch, m, n), coded as an assignment distribution's value: e, or ``~e`` where dropped.
-    :ivar gate: g, (*batch, m, n). What is dropped contributes 0, whatever its gate.
-    :ivar capacity: the most datapoints of one batch that an expert processes, over all m choices.
-    :ivar loss: (*batch).
-    :ivar carry: r, (*batch, n): share of the input that passes by the experts, 0 for padding; None for 0.
+    :param assignment: long (*batch, m, n), coded as an assignment distribution's value: e, or ``~e`` where dropped.
+    :param gate: g, (*batch, m, n). What is dropped contributes 0, whatever its gate.
+    :param capacity: the most datapoints of one batch that an expert processes, over all m choices.
+    :param loss: (*batch).
+    :param carry: r, (*batch, n): share of the input that passes by the experts, 0 for padding; None for 0.
     """
 
     assignment: Tensor

@@ -16,9 +16,9 @@ class DenseRouting(Routing):
     r"""
     All experts, weighted: :math:`y_i = \sum_j w_{ij} f_j(x_i)`.
 
-    :ivar weights: w, (*batch, n, k).
-    :ivar loss: (*batch).
-    :ivar mask: bool (*batch, n), False for padding, whose output is 0; None where there is none.
+    :param weights: w, (*batch, n, k).
+    :param loss: (*batch).
+    :param mask: bool (*batch, n), False for padding, whose output is 0; None where there is none.
     """
 
     weights: Tensor

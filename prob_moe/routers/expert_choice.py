@@ -15,10 +15,10 @@ class SlotRouting(Routing):
     r"""Every slot t of every expert j names its datapoint: :math:`y_i = \sum_{jt:\, \mathrm{source}_{jt} = i} g_{jt}
     f_j(x_i)`.
 
-    :ivar sources: long (*batch, k, c), the datapoint in every slot; -1 where a slot is empty.
-    :ivar gate: g, (*batch, k, c).
-    :ivar num_datapoints: n.
-    :ivar loss: (*batch).
+    :param sources: long (*batch, k, c), the datapoint in every slot; -1 where a slot is empty.
+    :param gate: g, (*batch, k, c).
+    :param num_datapoints: n.
+    :param loss: (*batch).
     """
 
     sources: Tensor

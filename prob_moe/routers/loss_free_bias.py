@@ -38,7 +38,7 @@ class LossFreeBias(Router):
         further leading dimensions of the logits.
     :param capacity: the most datapoints of one batch that an expert processes, over all m choices; or
     :param capacity_factor: capacity = ceil(capacity_factor * n / k). Without either there is no limit.
-    :ivar bias: b, (*batch_shape, k).
+    :param bias: b, (*batch_shape, k).
     :raises ValueError: if a size is not a positive int, the rate is negative, m exceeds k, or at the call the logits
         do not have the shape (*batch, *batch_shape, n, k).
     """

@@ -14,10 +14,10 @@ class MergedRouting(Routing):
     r"""
     Every datapoint is processed by one expert with averaged parameters: :math:`y_i = f(x_i; \sum_j w_{ij} \theta_j)`.
 
-    :ivar weights: w, (*batch, n, k), or (*batch, 1, k) where all datapoints of a batch share one merged expert.
-    :ivar num_datapoints: n.
-    :ivar mask: bool (*batch, n), False for padding, whose output is 0; None without.
-    :ivar loss: (*batch).
+    :param weights: w, (*batch, n, k), or (*batch, 1, k) where all datapoints of a batch share one merged expert.
+    :param num_datapoints: n.
+    :param mask: bool (*batch, n), False for padding, whose output is 0; None without.
+    :param loss: (*batch).
     """
 
     weights: Tensor

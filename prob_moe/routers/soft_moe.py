@@ -16,10 +16,10 @@ class SoftRouting(Routing):
     Slot t of expert j processes a mixture of datapoints, and a datapoint's output is a mixture of slots:
     :math:`y_i = \sum_{jt} C_{ijt} f_j\big(\sum_{i'} D_{i'jt} x_{i'}\big)`.
 
-    :ivar dispatch: D, (*batch, n, k, p); sums to 1 over n.
-    :ivar combine: C, (*batch, n, k, p); sums to 1 over k and p. Both are 0 for padding.
-    :ivar mask: bool (*batch, n), False for padding; None without.
-    :ivar loss: (*batch).
+    :param dispatch: D, (*batch, n, k, p); sums to 1 over n.
+    :param combine: C, (*batch, n, k, p); sums to 1 over k and p. Both are 0 for padding.
+    :param mask: bool (*batch, n), False for padding; None without.
+    :param loss: (*batch).
     """
 
     dispatch: Tensor

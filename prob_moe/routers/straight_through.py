@@ -19,9 +19,9 @@ class StraightThroughRouting(Routing):
     Experts and inputs get the gradient of the sparse output. A datapoint that every expert dropped gives no gradient.
     It costs every expert on every datapoint, forward only, whenever the weights ask for a gradient.
 
-    :ivar sparse: what is put out, with gates that carry no gradient.
-    :ivar weights: w, whose gradient is the router's, (*batch, n, k).
-    :ivar loss: (*batch).
+    :param sparse: what is put out, with gates that carry no gradient.
+    :param weights: w, whose gradient is the router's, (*batch, n, k).
+    :param loss: (*batch).
     """
 
     sparse: SparseRouting
