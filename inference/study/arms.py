@@ -50,8 +50,8 @@ class Group(StrEnum):
     TWIN = "router objective, biased"
     BALANCED = "balanced objective, unbiased"
     GATED = "gated objective, biased"
-    OWN = "own sparse deterministic model"
-    DENSE = "own dense deterministic model"
+    OWN = "sparse, deterministic"
+    DENSE = "dense, deterministic"
 
 
 @dataclass(frozen=True)

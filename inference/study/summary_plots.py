@@ -6,6 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
+from matplotlib.ticker import NullFormatter
 
 from inference.plots import plt
 from inference.study.arms import ARMS, Group
@@ -39,7 +40,7 @@ def summary(arms: pd.DataFrame) -> Figure:
         _panel(axis, table, measure, names, above=TRUTH if task.startswith("lines") and measure == "nll" else None)
         axis.set_title(task.replace(", ", ",\n"), fontsize=9)
     axes[0, 0].set_yticks(range(len(names)), names)
-    axes[0, 0].invert_yaxis()
+    axes[0, 0].set_ylim(len(names) - 0.5, -0.5)
     handles = [Line2D([], [], linestyle="", marker="s", color=c, label=g) for g, c in COLORS.items()]
     handles += [
         Line2D([], [], linestyle="", marker="o", color="0.3", markerfacecolor=face, label=view)
@@ -65,9 +66,10 @@ def _panel(axis: Axes, table: pd.DataFrame, measure: str, names: list[str], abov
     label = LABELS[measure]
     if measure == "solved":
         axis.set_xlim(-4, 104)
-    else:
-        axis.set_xscale("log")
-        label = "NLL above the\ntrue process, nats" if above is not None else label
+    elif above is not None:
+        axis.set(xscale="log", xlim=(0.05, None))
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        label = "NLL above the\ntrue process, nats"
     axis.set_xlabel(label, fontsize=8)
     axis.grid(axis="x", linewidth=0.4, alpha=0.5)
     axis.tick_params(axis="y", length=0)
@@ -85,10 +87,10 @@ def robustness(settings: pd.DataFrame) -> Figure:
     table = settings[settings.solved.notna()]
     tasks = list(dict.fromkeys(table.task))
     names = [name for name in ARMS if name in set(table.arm)]
-    columns = min(5, len(names))
+    columns = min(6, len(names))
     rows = -(-len(names) // columns)
     figure, axes = plt.subplots(
-        rows, columns, figsize=(11, 1.35 * rows + 0.9), squeeze=False, sharex=True, sharey=True, layout="constrained"
+        rows, columns, figsize=(13, 1.35 * rows + 0.9), squeeze=False, sharex=True, sharey=True, layout="constrained"
     )
     for axis, name in zip(axes.flat, names):
         image = _heat_map(axis, table[table.arm == name], tasks, table)
@@ -97,7 +99,7 @@ def robustness(settings: pd.DataFrame) -> Figure:
         axis.set_visible(False)
     for axis in axes.flat[max(0, len(names) - columns) : len(names)]:
         axis.tick_params(labelbottom=True)
-    figure.colorbar(image, ax=axes, shrink=0.5, label="seeds solved, %")
+    figure.colorbar(image, ax=axes, shrink=0.6, pad=0.01, label="seeds solved, %")
     figure.supylabel("load-balancing weight", fontsize=9)
     beside = "; ".join(f"{side}: {task}" for side, task in zip(("left block", "right block"), tasks))
     figure.supxlabel(f"learning rate ({beside})" if len(tasks) > 1 else f"learning rate ({tasks[0]})", fontsize=9)
