@@ -116,6 +116,8 @@ def _write(grid: Grid, runs: list[Run], records: list[Record], out: Path) -> Non
         table.to_csv(out / f"{name}.csv", index=False, float_format="%.6g")
     (out / "report.md").write_text(report.report(arms, differences, grid), encoding="utf-8")
     save(summary_plots.summary(arms), out / "summary.png")
+    if len(differences):
+        save(summary_plots.claims(differences), out / "claims.png")
     save(summary_plots.robustness(settings), out / "robustness.png")
     save(curve_plots.learning_curves(runs, records), out / "curves.png")
     save(curve_plots.fits(runs, records), out / "fits.png")
@@ -126,6 +128,6 @@ def _write(grid: Grid, runs: list[Run], records: list[Record], out: Path) -> Non
             if task in set(differences.get("task", [])):
                 console.print(tables.contrast_table(differences, task, view))
     console.print(
-        f"written to {out}: seeds.csv, settings.csv, arms.csv, contrasts.csv; report.md; summary.png, robustness.png, "
-        "curves.png, fits.png"
+        f"written to {out}: seeds.csv, settings.csv, arms.csv, contrasts.csv; report.md; summary.png, claims.png, "
+        "robustness.png, curves.png, fits.png"
     )

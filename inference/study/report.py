@@ -34,7 +34,8 @@ def _arms(arms: pd.DataFrame, tasks: list[str]) -> list[str]:
 
 
 def _claims(contrasts: pd.DataFrame) -> list[str]:
-    header = ["difference, paired over seeds", "claim", "task", "settings", "seeds", "solved or error", "NLL"]
+    header = ["difference, paired over seeds", "claim", "task", "settings", "seeds", "solved or error: better?"]
+    header.append("NLL: better?")
     body = [
         [
             f"{row.arm} − {row.minus}",
@@ -42,12 +43,16 @@ def _claims(contrasts: pd.DataFrame) -> list[str]:
             row.task,
             row["view"],
             str(row.seeds),
-            entry(row, "error" if pd.isna(row.solved) else "solved"),
-            entry(row, "nll"),
+            *(f"{entry(row, name)}: {row[f'{name}_verdict']}" for name in (first(row), "nll")),
         ]
         for _, row in contrasts.iterrows()
     ]
     return _markdown(header, body)
+
+
+def first(row: pd.Series) -> str:
+    """What is reported beside the NLL: solved seeds, or the error where nobody knows when a task is solved."""
+    return "error" if pd.isna(row.solved) else "solved"
 
 
 def _measures(rows: pd.DataFrame) -> tuple[str, str]:

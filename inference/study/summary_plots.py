@@ -78,6 +78,42 @@ def _panel(axis: Axes, table: pd.DataFrame, measure: str, names: list[str], abov
             axis.axhline(place - 0.5, color="0.8", linewidth=0.6)
 
 
+def claims(contrasts: pd.DataFrame) -> Figure:
+    """
+    Paired differences with 95 % intervals, a row a claim; what lies right of 0 speaks for the claim.
+
+    :param contrasts: the table of :func:`~inference.study.statistics.contrasts`.
+    """
+    tasks = list(dict.fromkeys(contrasts.task))
+    names = list(dict.fromkeys(contrasts.arm + " − " + contrasts.minus))
+    figure, axes = plt.subplots(
+        1,
+        len(tasks),
+        figsize=(3 + 2.2 * len(tasks), 1.2 + 0.28 * len(names)),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    for axis, task in zip(axes[0], tasks):
+        rows = contrasts[contrasts.task == task]
+        solvable = rows.solved.notna().any()
+        measure, scale = ("solved", 100.0) if solvable else ("error", -100.0)
+        for view, offset, face in zip(VIEWS, (-0.14, 0.14), ("C0", "white")):
+            for _, row in rows[rows["view"] == view].iterrows():
+                place = names.index(f"{row.arm} − {row.minus}") + offset
+                axis.plot([scale * row[f"{measure}_low"], scale * row[f"{measure}_high"]], [place] * 2, color="C0")
+                axis.plot(scale * row[measure], place, "o", color="C0", markerfacecolor=face, markersize=4, label=view)
+        axis.axvline(0, color="black", linewidth=0.8)
+        axis.set_title(task, fontsize=9)
+        axis.set_xlabel("more seeds solved,\npoints" if solvable else "less error,\npoints", fontsize=8)
+    axes[0, 0].set_yticks(range(len(names)), names)
+    axes[0, 0].set_ylim(len(names) - 0.5, -0.5)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    views = dict(zip(labels, handles))
+    figure.legend(views.values(), views.keys(), loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    return figure
+
+
 def robustness(settings: pd.DataFrame) -> Figure:
     """
     Solved fraction of the toy over the grid: a panel an arm, a heat map learning rate x load balancing a break.

@@ -41,9 +41,10 @@ def contrast_table(contrasts: pd.DataFrame, task: str, view: str) -> Table:
     """The claims on one task, as differences paired over seeds."""
     rows = contrasts[(contrasts.task == task) & (contrasts["view"] == view)]
     first = "error" if rows.solved.isna().all() else "solved"
-    table = _table("differences, paired over seeds", "", first, "NLL")
+    table = _table("differences, paired over seeds, and whether they speak for the first arm", "", first, "NLL")
     for _, row in rows.iterrows():
-        table.add_row(f"{row.arm} minus {row.minus}", entry(row, first), entry(row, "nll"))
+        cells = (f"{entry(row, name)} {row[f'{name}_verdict']:>4}" for name in (first, "nll"))
+        table.add_row(f"{row.arm} minus {row.minus}", *cells)
     return table
 
 
