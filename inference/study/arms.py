@@ -50,8 +50,8 @@ class Group(StrEnum):
     TWIN = "router objective, biased"
     BALANCED = "balanced objective, unbiased"
     GATED = "gated objective, biased"
-    OWN = "own sparse deterministic model"
-    DENSE = "own dense deterministic model"
+    OWN = "sparse, deterministic"
+    DENSE = "dense, deterministic"
 
 
 @dataclass(frozen=True)
@@ -71,20 +71,20 @@ class Arm:
 
 
 def _exact(problem: Problem) -> Learner:
-    return ExactGradient(problem.mixture)
+    return ExactGradient(problem.mixture, problem.load_balancing)
 
 
 def _sampled(problem: Problem, assignment: type[AssignmentDistribution], weighted: bool = True) -> Learner:
-    return RouterObjective(problem.mixture, assignment, weighted=weighted)
+    return RouterObjective(problem.mixture, assignment, problem.load_balancing, weighted=weighted)
 
 
 def _learned_baseline(problem: Problem) -> Learner:
     problem.mixture.baseline = problem.cost_baseline()
-    return RouterObjective(problem.mixture, IndependentRouting)
+    return RouterObjective(problem.mixture, IndependentRouting, problem.load_balancing)
 
 
 def _balanced(problem: Problem, assignment: type[AssignmentDistribution]) -> Learner:
-    return BalancedObjective(problem.mixture, assignment)
+    return BalancedObjective(problem.mixture, assignment, problem.load_balancing)
 
 
 def _gated(
@@ -104,10 +104,10 @@ def _gated(
     """
     mixture = problem.mixture
     if balancing is not None:
-        options[balancing] = mixture.load_balancing
+        options[balancing] = problem.load_balancing
     if limited:
         options["capacity_factor"] = mixture.capacity_factor
-    weight = 0.0 if balancing is not None else mixture.load_balancing
+    weight = 0.0 if balancing is not None else problem.load_balancing
     return GatedLearner(mixture, router(**options), load_balancing=weight, serves_all=serves_all)
 
 
@@ -131,7 +131,7 @@ def _hash(problem: Problem) -> Learner:
 
 def _gumbel_softmax(problem: Problem) -> Learner:
     mixture = problem.mixture
-    router = GumbelSoftmax(load_balancing=mixture.load_balancing, capacity_factor=mixture.capacity_factor)
+    router = GumbelSoftmax(load_balancing=problem.load_balancing, capacity_factor=mixture.capacity_factor)
     return StraightThroughLearner(mixture, router, load_balancing=0.0, serves_all=True)
 
 

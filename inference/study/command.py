@@ -108,13 +108,16 @@ def _backend(scheduler: str | None, jobs: int) -> Iterator[None]:
 def _write(grid: Grid, runs: list[Run], records: list[Record], out: Path) -> None:
     # Drawing is slow to import; --help need not wait for it.
     from inference.plots import save
-    from inference.study import curve_plots, summary_plots, tables
+    from inference.study import curve_plots, report, summary_plots, tables
 
     seeds = seed_table(runs, records)
     arms, differences, settings = by_arm(seeds), contrasts(seeds), by_setting(seeds)
     for name, table in {"seeds": seeds, "settings": settings, "arms": arms, "contrasts": differences}.items():
         table.to_csv(out / f"{name}.csv", index=False, float_format="%.6g")
+    (out / "report.md").write_text(report.report(arms, differences, grid), encoding="utf-8")
     save(summary_plots.summary(arms), out / "summary.png")
+    if len(differences):
+        save(summary_plots.claims(differences), out / "claims.png")
     save(summary_plots.robustness(settings), out / "robustness.png")
     save(curve_plots.learning_curves(runs, records), out / "curves.png")
     save(curve_plots.fits(runs, records), out / "fits.png")
@@ -122,8 +125,9 @@ def _write(grid: Grid, runs: list[Run], records: list[Record], out: Path) -> Non
         # With one setting, the views are one.
         for view in VIEWS[: grid.num_settings(task)]:
             console.print(tables.arm_table(arms, task, view, grid.describe(task)))
-            console.print(tables.contrast_table(differences, task, view))
+            if task in set(differences.get("task", [])):
+                console.print(tables.contrast_table(differences, task, view))
     console.print(
-        f"written to {out}: seeds.csv, settings.csv, arms.csv, contrasts.csv; summary.png, robustness.png, curves.png, "
-        "fits.png"
+        f"written to {out}: seeds.csv, settings.csv, arms.csv, contrasts.csv; report.md; summary.png, claims.png, "
+        "robustness.png, curves.png, fits.png"
     )

@@ -23,11 +23,13 @@ class Learner(nn.Module, ABC):
     Its predictive distribution is its own: what it would be judged by if it were the only one.
 
     :param mixture: router, experts and likelihood.
+    :param load_balancing: weight of a load-balancing loss that comes on top of the arm's own loss.
     """
 
-    def __init__(self, mixture: MixtureOfExperts) -> None:
+    def __init__(self, mixture: MixtureOfExperts, load_balancing: float = 0.0) -> None:
         super().__init__()
         self.mixture = mixture
+        self.load_balancing = load_balancing
 
     @abstractmethod
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
@@ -47,7 +49,24 @@ class Learner(nn.Module, ABC):
 
 
 class MixtureLearner(Learner):
-    """Routing is a random variable: it is summed out of the predictive, and the most probable expert serves."""
+    r"""
+    Routing is a random variable: it is summed out of the predictive, and the most probable expert serves.
+
+    The load-balancing loss is :math:`k \sum_j P_j P_j` with one P held fixed: Switch's loss in expectation, where
+    datapoints choose independently. Counted from the draws, as Switch counts, it would be constant, and its gradient
+    0, under a procedure that balances by itself.
+    """
+
+    def loss(self, x: Tensor, y: Tensor) -> Tensor:
+        loss = self.minus_objective(x, y)
+        if self.load_balancing:
+            mean = self.mixture.router(x).softmax(-1).mean(-2)
+            loss = loss + self.load_balancing * mean.shape[-1] * (mean.detach() * mean).sum()
+        return loss
+
+    @abstractmethod
+    def minus_objective(self, x: Tensor, y: Tensor) -> Tensor:
+        """:returns: an estimate of minus the objective, nats per datapoint, summed over models; a scalar."""
 
     def log_predictive(self, x: Tensor, y: Tensor) -> Tensor:
         return self.mixture.marginal_log_likelihood(x, y)
@@ -67,13 +86,8 @@ class MixtureLearner(Learner):
 class ExactGradient(MixtureLearner):
     """The router objective itself, from every expert on every datapoint."""
 
-    def loss(self, x: Tensor, y: Tensor) -> Tensor:
-        loss = -self.mixture.router_objective(x, y).sum() / y.shape[-1]
-        if self.mixture.load_balancing:
-            # The expectation of what the sampled arms pay: the shares of the choices have the mean P.
-            mean = self.mixture.router(x).softmax(-1).mean(-2)
-            loss = loss + self.mixture.load_balancing * mean.shape[-1] * (mean.detach() * mean).sum()
-        return loss
+    def minus_objective(self, x: Tensor, y: Tensor) -> Tensor:
+        return -self.mixture.router_objective(x, y).sum() / y.shape[-1]
 
 
 class RouterObjective(MixtureLearner):
@@ -84,13 +98,18 @@ class RouterObjective(MixtureLearner):
     """
 
     def __init__(
-        self, mixture: MixtureOfExperts, assignment: type[AssignmentDistribution], *, weighted: bool = True
+        self,
+        mixture: MixtureOfExperts,
+        assignment: type[AssignmentDistribution],
+        load_balancing: float = 0.0,
+        *,
+        weighted: bool = True,
     ) -> None:
-        super().__init__(mixture)
+        super().__init__(mixture, load_balancing)
         mixture.assignment = assignment
         self.elbo = TraceRouting_ELBO(weighted=weighted)
 
-    def loss(self, x: Tensor, y: Tensor) -> Tensor:
+    def minus_objective(self, x: Tensor, y: Tensor) -> Tensor:
         return self.elbo.differentiable_loss(self.sampled, _no_guide, x, y)
 
 
@@ -105,16 +124,21 @@ class BalancedObjective(MixtureLearner):
     """
 
     def __init__(
-        self, mixture: MixtureOfExperts, assignment: type[AssignmentDistribution], *, beta: float = 0.9
+        self,
+        mixture: MixtureOfExperts,
+        assignment: type[AssignmentDistribution],
+        load_balancing: float = 0.0,
+        *,
+        beta: float = 0.9,
     ) -> None:
-        super().__init__(mixture)
+        super().__init__(mixture, load_balancing)
         mixture.assignment = assignment
         mixture.baseline = None
         self.beta = beta
         self.elbo = Trace_ELBO()
         self.mean_cost = DecayingAverage(torch.zeros(()))
 
-    def loss(self, x: Tensor, y: Tensor) -> Tensor:
+    def minus_objective(self, x: Tensor, y: Tensor) -> Tensor:
         shift = self.mean_cost.value(self.beta)
         costs = []
 
@@ -139,7 +163,7 @@ class GatedLearner(Learner):
     One of the alternatives: the likelihood of the layer's single output.
 
     :param alternative: its training mode trains, its evaluation mode serves.
-    :param load_balancing: weight of Switch's load-balancing loss on its logits; 0 where ``alternative`` has its own.
+    :param load_balancing: weight of Switch's load-balancing loss on its logits; 0 where ``alternative`` pays its own.
     :param serves_all: whether no datapoint is dropped in serving, whatever the capacity was in training.
     :param identity: of datapoints, (*batch, n, d) -> long (*batch, n), where the router asks for it.
     """
@@ -149,9 +173,8 @@ class GatedLearner(Learner):
     def __init__(
         self, mixture: MixtureOfExperts, alternative: Router, *, load_balancing: float, serves_all: bool
     ) -> None:
-        super().__init__(mixture)
+        super().__init__(mixture, load_balancing)
         self.alternative = alternative
-        self.load_balancing = load_balancing
         self.serves_all = serves_all
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ class Problem:
     :param train: (x, y) of shapes (*batch, n, d) and (*batch, n).
     :param test: held-out data of the same kind, in one batch.
     :param mixture: untrained, with a decaying-average baseline.
+    :param load_balancing: weight of the load-balancing loss.
     :param cost_baseline: makes a network that predicts a datapoint's cost, (*batch, n, d) -> (*batch, n).
     :param identity: what hash routing knows of a datapoint, (*batch, n, d) -> long (*batch, n).
     :param error: of served outputs, (*batch, n, out) and (*batch, n) -> (*batch).
@@ -33,6 +34,7 @@ class Problem:
     train: Labelled
     test: Labelled
     mixture: MixtureOfExperts
+    load_balancing: float
     cost_baseline: Callable[[], nn.Module]
     identity: Callable[[Tensor], Tensor]
     error: Callable[[Tensor, Tensor], Tensor]
@@ -45,13 +47,12 @@ def toy_problem(run: ToyRun) -> Problem:
     stack = (run.num_seeds,)
     train = piecewise_data(stack, run.num_datapoints, run.break_at)
     test = piecewise_data(stack, NUM_TEST, run.break_at)
-    mixture = piecewise_mixture(
-        IndependentRouting, stack, capacity_factor=run.capacity_factor, load_balancing=run.load_balancing
-    )
+    mixture = piecewise_mixture(IndependentRouting, stack, capacity_factor=run.capacity_factor)
     return Problem(
         train,
         test,
         mixture,
+        run.load_balancing,
         cost_baseline=lambda: StackedCostBaseline(stack),
         identity=tenth,
         error=root_mean_square,
@@ -66,7 +67,6 @@ def digits_problem(run: DigitsRun) -> Problem:
     mixture = digits_mixture(
         IndependentRouting,
         capacity_factor=run.capacity_factor,
-        load_balancing=run.load_balancing,
         baseline=DECAYING,
     )
     assert isinstance(mixture, MixtureOfExperts)
@@ -74,6 +74,7 @@ def digits_problem(run: DigitsRun) -> Problem:
         data.train,
         data.test,
         mixture,
+        run.load_balancing,
         cost_baseline=lambda: CostBaseline(NUM_PIXELS),
         identity=brightness,
         error=misclassified,

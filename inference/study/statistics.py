@@ -1,7 +1,8 @@
 """From records to tables: intervals, best settings, averages over the grid, paired differences."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -143,11 +144,25 @@ def contrasts(seeds: pd.DataFrame) -> pd.DataFrame:
                 continue
             for view in VIEWS:
                 difference = (per_seed(groups[claim.arm], view) - per_seed(groups[claim.other], view)).dropna(how="all")
-                rows.append(
-                    {"task": task, "arm": claim.arm, "minus": claim.other, "view": view, **_described(difference)}
-                    | {"claim": claim.of}
-                )
+                row = {"task": task, "arm": claim.arm, "minus": claim.other, "view": view, **_described(difference)}
+                verdicts = {f"{measure}_verdict": verdict(row, measure) for measure in MEASURES}
+                rows.append(row | verdicts | {"claim": claim.of})
     return pd.DataFrame(rows)
+
+
+def verdict(row: Mapping[str, Any], measure: str) -> str:
+    """
+    Whether a difference speaks for the claim that ``arm`` is better.
+
+    :param row: of :func:`contrasts`, with the interval of the measure.
+    :returns: yes or no where the interval lies on one side of 0, else open; nothing where the measure is missing.
+    """
+    low, high = row[f"{measure}_low"], row[f"{measure}_high"]
+    if np.isnan(low):
+        return ""
+    # More seeds solved is better; less NLL and less error are.
+    worst, best = (low, high) if measure == "solved" else (-high, -low)
+    return "yes" if worst > 0 else "no" if best < 0 else "open"
 
 
 def best_setting(group: pd.DataFrame) -> tuple[float, float]:
@@ -175,8 +190,8 @@ def _at(group: pd.DataFrame, setting: tuple[float, float]) -> pd.DataFrame:
 
 
 def _described(values: pd.DataFrame) -> dict[str, float]:
-    """Mean and interval of every measure over the rows, and the median NLL."""
-    low, high = bootstrap_interval(values.to_numpy(dtype=float))
+    """Mean and interval of every measure over the rows, and the median NLL; one seed alone has no interval."""
+    low, high = bootstrap_interval(values.to_numpy(dtype=float) if len(values) > 1 else np.full((2, 3), np.nan))
     described: dict[str, float] = {"seeds": len(values)}
     for name, mean, lower, upper in zip(values, values.mean(), low, high):
         described |= {name: mean, f"{name}_low": lower, f"{name}_high": upper}

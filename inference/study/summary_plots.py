@@ -6,6 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
+from matplotlib.ticker import NullFormatter
 
 from inference.plots import plt
 from inference.study.arms import ARMS, Group
@@ -39,7 +40,7 @@ def summary(arms: pd.DataFrame) -> Figure:
         _panel(axis, table, measure, names, above=TRUTH if task.startswith("lines") and measure == "nll" else None)
         axis.set_title(task.replace(", ", ",\n"), fontsize=9)
     axes[0, 0].set_yticks(range(len(names)), names)
-    axes[0, 0].invert_yaxis()
+    axes[0, 0].set_ylim(len(names) - 0.5, -0.5)
     handles = [Line2D([], [], linestyle="", marker="s", color=c, label=g) for g, c in COLORS.items()]
     handles += [
         Line2D([], [], linestyle="", marker="o", color="0.3", markerfacecolor=face, label=view)
@@ -65,15 +66,52 @@ def _panel(axis: Axes, table: pd.DataFrame, measure: str, names: list[str], abov
     label = LABELS[measure]
     if measure == "solved":
         axis.set_xlim(-4, 104)
-    else:
-        axis.set_xscale("log")
-        label = "NLL above the\ntrue process, nats" if above is not None else label
+    elif above is not None:
+        axis.set(xscale="log", xlim=(0.05, None))
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        label = "NLL above the\ntrue process, nats"
     axis.set_xlabel(label, fontsize=8)
     axis.grid(axis="x", linewidth=0.4, alpha=0.5)
     axis.tick_params(axis="y", length=0)
     for place in range(1, len(names)):
         if ARMS[names[place]].group is not ARMS[names[place - 1]].group:
             axis.axhline(place - 0.5, color="0.8", linewidth=0.6)
+
+
+def claims(contrasts: pd.DataFrame) -> Figure:
+    """
+    Paired differences with 95 % intervals, a row a claim; what lies right of 0 speaks for the claim.
+
+    :param contrasts: the table of :func:`~inference.study.statistics.contrasts`.
+    """
+    tasks = list(dict.fromkeys(contrasts.task))
+    names = list(dict.fromkeys(contrasts.arm + " − " + contrasts.minus))
+    figure, axes = plt.subplots(
+        1,
+        len(tasks),
+        figsize=(3 + 2.2 * len(tasks), 1.2 + 0.28 * len(names)),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    for axis, task in zip(axes[0], tasks):
+        rows = contrasts[contrasts.task == task]
+        solvable = rows.solved.notna().any()
+        measure, scale = ("solved", 100.0) if solvable else ("error", -100.0)
+        for view, offset, face in zip(VIEWS, (-0.14, 0.14), ("C0", "white")):
+            for _, row in rows[rows["view"] == view].iterrows():
+                place = names.index(f"{row.arm} − {row.minus}") + offset
+                axis.plot([scale * row[f"{measure}_low"], scale * row[f"{measure}_high"]], [place] * 2, color="C0")
+                axis.plot(scale * row[measure], place, "o", color="C0", markerfacecolor=face, markersize=4, label=view)
+        axis.axvline(0, color="black", linewidth=0.8)
+        axis.set_title(task, fontsize=9)
+        axis.set_xlabel("more seeds solved,\npoints" if solvable else "less error,\npoints", fontsize=8)
+    axes[0, 0].set_yticks(range(len(names)), names)
+    axes[0, 0].set_ylim(len(names) - 0.5, -0.5)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    views = dict(zip(labels, handles))
+    figure.legend(views.values(), views.keys(), loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    return figure
 
 
 def robustness(settings: pd.DataFrame) -> Figure:
@@ -85,10 +123,10 @@ def robustness(settings: pd.DataFrame) -> Figure:
     table = settings[settings.solved.notna()]
     tasks = list(dict.fromkeys(table.task))
     names = [name for name in ARMS if name in set(table.arm)]
-    columns = min(5, len(names))
+    columns = min(6, len(names))
     rows = -(-len(names) // columns)
     figure, axes = plt.subplots(
-        rows, columns, figsize=(11, 1.35 * rows + 0.9), squeeze=False, sharex=True, sharey=True, layout="constrained"
+        rows, columns, figsize=(13, 1.35 * rows + 0.9), squeeze=False, sharex=True, sharey=True, layout="constrained"
     )
     for axis, name in zip(axes.flat, names):
         image = _heat_map(axis, table[table.arm == name], tasks, table)
@@ -97,7 +135,7 @@ def robustness(settings: pd.DataFrame) -> Figure:
         axis.set_visible(False)
     for axis in axes.flat[max(0, len(names) - columns) : len(names)]:
         axis.tick_params(labelbottom=True)
-    figure.colorbar(image, ax=axes, shrink=0.5, label="seeds solved, %")
+    figure.colorbar(image, ax=axes, shrink=0.6, pad=0.01, label="seeds solved, %")
     figure.supylabel("load-balancing weight", fontsize=9)
     beside = "; ".join(f"{side}: {task}" for side, task in zip(("left block", "right block"), tasks))
     figure.supxlabel(f"learning rate ({beside})" if len(tasks) > 1 else f"learning rate ({tasks[0]})", fontsize=9)

@@ -4,6 +4,7 @@ import pandas as pd
 from rich import box
 from rich.table import Table
 
+from inference.study.report import entry
 from inference.study.statistics import SOLVED_WITHIN, VIEWS
 
 
@@ -32,7 +33,7 @@ def arm_table(arms: pd.DataFrame, task: str, view: str, grid: str) -> Table:
             group = row["group"]
             table.add_row(f"[bold]{group}[/bold]")
         setting = [f"{row.learning_rate:g}, {row.load_balancing:g}"] if view == VIEWS[0] else []
-        table.add_row(str(row.arm), *setting, _cell(row, first), _cell(row, "nll"))
+        table.add_row(str(row.arm), *setting, entry(row, first), entry(row, "nll"))
     return table
 
 
@@ -40,21 +41,15 @@ def contrast_table(contrasts: pd.DataFrame, task: str, view: str) -> Table:
     """The claims on one task, as differences paired over seeds."""
     rows = contrasts[(contrasts.task == task) & (contrasts["view"] == view)]
     first = "error" if rows.solved.isna().all() else "solved"
-    table = _table("differences, paired over seeds", "", first, "NLL")
+    table = _table("differences, paired over seeds, and whether they speak for the first arm", "", first, "NLL")
     for _, row in rows.iterrows():
-        table.add_row(f"{row.arm} minus {row.minus}", _cell(row, first), _cell(row, "nll"))
+        cells = (f"{entry(row, name)} {row[f'{name}_verdict']:>4}" for name in (first, "nll"))
+        table.add_row(f"{row.arm} minus {row.minus}", *cells)
     return table
 
 
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", box=box.SIMPLE)
     for number, name in enumerate(columns):
-        table.add_column(name, justify="right" if number else "left", no_wrap=True)
+        table.add_column(name, justify="right" if number else "left", no_wrap=number > 0)
     return table
-
-
-def _cell(row: pd.Series, name: str) -> str:
-    """Mean and interval, in per cent where it is a share."""
-    scale, digits, unit = {"solved": (100, 0, " %"), "error": (100, 1, " %"), "nll": (1, 3, "")}[name]
-    middle, low, high = (f"{scale * row[column]:.{digits}f}" for column in (name, f"{name}_low", f"{name}_high"))
-    return f"{middle}{unit} [{low}, {high}]"

@@ -141,7 +141,7 @@ def test_leave_one_out_prefers_two_experts_and_matches_the_closed_form(
 ) -> None:
     data, draws = two_experts
     prior = Prior(noise_median=0.4, noise_sigma=0.0)
-    one = sample_posterior(data, 1, Sampling(num_chains=2, num_warmup=100, num_draws=250), prior)
+    one = sample_posterior(data, 1, Sampling(num_chains=4, num_warmup=100, num_draws=250), prior)
     loos = {1: loo(one), 2: loo(draws)}
     table = compare(loos)
     assert list(table.index) == [2, 1]
@@ -151,7 +151,8 @@ def test_leave_one_out_prefers_two_experts_and_matches_the_closed_form(
     everything = closed_form(data, prior, 0.4)[2]
     keep = ~torch.eye(60, dtype=torch.bool)
     exact = [everything - closed_form(PiecewiseData(data.x[k], data.y[k]), prior, 0.4)[2] for k in keep]
-    assert float(loos[1].elpd_loo) == pytest.approx(float(sum(exact)), abs=0.1)
+    by_chain = [float(loo(one.isel(chain=[chain])).elpd_loo) for chain in range(4)]
+    assert abs(np.mean(by_chain) - float(sum(exact))) < 5 * np.std(by_chain, ddof=1) / 2
     assert list(compare({2: loos[2]}).behind) == [0]
 
 

@@ -16,6 +16,7 @@ from inference.study.statistics import (
     contrasts,
     per_seed,
     seed_table,
+    verdict,
 )
 
 BEST, AVERAGE = VIEWS
@@ -104,7 +105,9 @@ def test_a_clear_best_setting_is_chosen_and_the_average_is_over_the_grid() -> No
 
 
 def test_one_seed_chooses_for_itself() -> None:
-    assert list(per_seed(table(np.array([[3.0], [1.0]])), BEST).nll) == [1.0]
+    alone = table(np.array([[3.0], [1.0]]))
+    assert list(per_seed(alone, BEST).nll) == [1.0]
+    assert by_arm(alone)[["nll_low", "nll_high"]].isna().all(axis=None)
 
 
 def test_contrasts_are_paired_over_seeds() -> None:
@@ -117,6 +120,25 @@ def test_contrasts_are_paired_over_seeds() -> None:
     assert list(zip(found.arm, found.minus)) == [("skip", "Gumbel-Matching")] * 2
     assert list(found["view"]) == list(VIEWS)
     assert (found[["nll", "nll_low", "nll_high"]] == -2.0).all(axis=None)
+
+    assert (found.nll_verdict == "yes").all()
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "measure", "expected"),
+    [
+        (0.1, 0.2, "solved", "yes"),
+        (-0.2, -0.1, "solved", "no"),
+        (0.1, 0.2, "nll", "no"),
+        (-0.2, -0.1, "error", "yes"),
+        (-0.1, 0.1, "nll", "open"),
+        (np.nan, np.nan, "solved", ""),
+    ],
+)
+def test_verdict_asks_on_which_side_of_zero_the_interval_lies(
+    low: float, high: float, measure: str, expected: str
+) -> None:
+    assert verdict({f"{measure}_low": low, f"{measure}_high": high}, measure) == expected
 
 
 def test_claims_are_about_arms_that_exist() -> None:
