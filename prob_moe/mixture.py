@@ -39,8 +39,8 @@ class MixtureOfExperts(PyroModule):
     :param capacity: the most datapoints an expert processes per batch; or
     :param capacity_factor: capacity = ceil(capacity_factor * n / k).
     :param baseline: Pyro's ``infer["baseline"]`` options, or a module (*batch, n, d) -> (*batch, n), trained along.
-    :param load_balancing: weight of :func:`~prob_moe.routers.load_balancing_loss`, per datapoint. Under a procedure that
-        balances by itself the shares of its choices hardly vary, and the loss pulls at nothing.
+    :param load_balancing: weight of :func:`~prob_moe.routers.load_balancing_loss`, per datapoint. Under a
+        procedure that balances by itself the shares of its choices hardly vary, and the loss pulls at nothing.
 
     >>> from prob_moe.experts import BatchedExperts
     >>> from prob_moe.estimators import TraceRouting_ELBO
