@@ -115,8 +115,9 @@ def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _summary_table(summary: pd.DataFrame, title: str) -> Table:
-    table = Table("parameter", title=title, caption="raw: with the labels as the chains drew them")
-    for name in ("mean", "sd", "ESS bulk", "ESS tail", "r-hat", "r-hat, raw"):
+    table = Table(title=title, caption="raw: r-hat with the labels as the chains drew them")
+    table.add_column("parameter", no_wrap=True)
+    for name in ("mean", "sd", "ESS bulk", "ESS tail", "r-hat", "raw"):
         table.add_column(name, justify="right")
     for name, row in summary.iterrows():
         raw = "" if pd.isna(row.r_hat_as_drawn) else f"{row.r_hat_as_drawn:.2f}"
