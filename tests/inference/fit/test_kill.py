@@ -21,7 +21,7 @@ from inference.fit.checkpoint import load_checkpoint
 from inference.fit.run_folder import RunFolder
 from tests.inference.fit.test_checkpoint import same
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 NUM_STEPS = 90
 KINDS = {
     "piecewise": "--num-epochs 30 --assignment skip --checkpoint-every 7",
