@@ -3,10 +3,21 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test wheel docs bench notebooks format clean
+.PHONY: demo study test wheel docs bench notebooks format clean
 
 demo: $(READY)  ## Train the toy mixture with every estimator; table and pictures in results/.
 	$(BIN)/python -m inference study
+
+# All numbers of the README's comparisons: about two hours of processor time, or minutes with GRID=reduced.
+GRID ?= full
+LANGUAGE = $(BIN)/python -m inference fit language --overwrite $(if $(filter reduced,$(GRID)),--num-seeds 2 --num-epochs 1,--num-seeds 5)
+
+study: $(READY)  ## The comparison of everything, on the lines, digits and language; results/study, results/language.
+	$(BIN)/python -m inference study --grid $(GRID)
+	$(LANGUAGE) --assignment independent --num-experts 1 --baseline none --out results/language/dense
+	$(LANGUAGE) --num-layers 2 --estimator balanced --out results/language/balanced
+	$(LANGUAGE) --num-layers 2 --assignment skip --out results/language/skip
+	$(LANGUAGE) --num-layers 2 --assignment dependent-rounding --out results/language/dependent-rounding
 
 test: $(READY)  ## Lint, types, and all tests with doctests.
 	$(BIN)/ruff check .
