@@ -1,7 +1,9 @@
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from prob_moe.experts import dispatch_plan
+from prob_moe.experts import combine, dispatch, dispatch_plan
 from tests.experts.oracle import random_assignment
 
 
@@ -25,6 +27,21 @@ def test_plan_equals_loop(n, k, c):
             assert plan.slots[p, s].tolist() == slots
             assert plan.sources[p, s].tolist() == sources
             assert plan.loads[p, s].tolist() == loads
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(n=st.integers(0, 20), k=st.integers(1, 6), c=st.integers(1, 8), d=st.integers(1, 3), seed=st.integers(0, 99))
+def test_whoever_has_a_slot_comes_back_as_they_went(n, k, c, d, seed):
+    generator = torch.Generator().manual_seed(seed)
+    # Overfull experts included: whoever comes too late has no slot.
+    assignment = torch.randint(-k, k, (n,), generator=generator)
+    x = torch.randn(n, d, generator=generator)
+    plan = dispatch_plan(assignment, k, c, validate_args=False)
+    there_and_back = combine(dispatch(x, plan), plan)
+    seated = plan.slots >= 0
+    assert torch.equal(there_and_back, torch.where(seated.unsqueeze(-1), x, 0.0))
+    assert int(seated.sum()) == int(plan.loads.sum()) == sum(min(c, int((assignment == e).sum())) for e in range(k))
+    assert len(set(plan.slots[seated].tolist())) == int(seated.sum())
 
 
 def test_unchecked_overflow_and_unknown_experts_take_no_slot():
