@@ -1,5 +1,6 @@
 """Pictures of single runs on the toy: learning curves and fits."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,7 +17,7 @@ from inference.study.statistics import SOLVED_WITHIN
 from models.piecewise import NOISE, piecewise_mean
 
 #: NLL of the true process in expectation, the entropy of its noise, nats per datapoint
-TRUTH = 0.5 * np.log(2 * np.pi * np.e * NOISE**2)
+TRUTH = 0.5 * math.log(2 * math.pi * math.e * NOISE**2)
 REFERENCE = "exact gradient"
 COLUMNS = 5
 
