@@ -16,6 +16,7 @@ from inference.gradients.estimators import estimators
 from inference.gradients.expected_gradients import relative_errors
 from inference.gradients.tables import BASE_LEGEND, base_tables, enumeration_table, settings_table
 from inference.progress import console, progress_bar
+from inference.records import records
 
 QUICK = Grids(n=(16,), k=(4,), capacity_factor=(1.0, 2.0), sharpness=(1.0, 4.0), imbalance=(1.0, 4.0))
 NUM_SAMPLES, QUICK_NUM_SAMPLES = 2000, 500
@@ -71,7 +72,7 @@ def gradients(
         end(str(error))
     if as_json:
         frames = {"gradients": table, "expected_gradients": errors}
-        typer.echo(json.dumps({name: _records(frame) for name, frame in frames.items() if frame is not None}))
+        typer.echo(json.dumps({name: records(frame) for name, frame in frames.items() if frame is not None}))
         return
     if table is not None:
         console.print(*base_tables(table))
@@ -106,11 +107,6 @@ def _write(table: pd.DataFrame, out: Path) -> list[str]:
     plots.save(gradients_plots.variances(table), out / files[1])
     plots.save(gradients_plots.biases(table), out / files[2])
     return files
-
-
-def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows for JSON, which has neither NaN nor infinity: they become null."""
-    return json.loads(frame.to_json(orient="records"))
 
 
 def _numbers(option: str, text: str | None, kind: type) -> tuple[Any, ...] | None:

@@ -4,7 +4,7 @@ import json
 import os
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import pandas as pd
 import pyro
@@ -15,6 +15,7 @@ from rich.table import Table
 from inference.exits import end, errors
 from inference.fit.run_folder import RunFolder
 from inference.progress import console, progress_bar
+from inference.records import records
 from models.piecewise import piecewise_data
 
 
@@ -82,8 +83,8 @@ def posterior(
         typer.echo(
             json.dumps(
                 {
-                    "summary": _records(summary),
-                    "loo": _records(comparison),
+                    "summary": records(summary.reset_index()),
+                    "loo": records(comparison.reset_index()),
                     "divergences": {str(k): count for k, count in divergences.items()},
                     "out": str(folder),
                 },
@@ -107,11 +108,6 @@ def _counts(text: str) -> list[int]:
     except ValueError:
         raise ValueError(f"compare must be numbers of experts with commas between, as 1,2,3, got {text!r}") from None
     return counts
-
-
-def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows for JSON, null where there is no number."""
-    return json.loads(table.reset_index().to_json(orient="records", double_precision=10))
 
 
 def _summary_table(summary: pd.DataFrame, title: str) -> Table:

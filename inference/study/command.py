@@ -1,5 +1,6 @@
 """The command ``study``."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -8,15 +9,18 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import joblib
+import pandas as pd
 import typer
 
-from inference.exits import end
+from inference.exits import end, errors
 from inference.progress import console, progress_bar
+from inference.records import records
 from inference.study.cache import Cache, Record
 from inference.study.grids import GRIDS, Grid
 from inference.study.runner import run_all
 from inference.study.settings import Run
 from inference.study.statistics import VIEWS, by_arm, by_setting, contrasts, seed_table
+from inference.study.tables import arm_table, contrast_table
 
 
 class Size(StrEnum):
@@ -52,6 +56,7 @@ def study(
         str | None, typer.Option(help="Address of a Dask scheduler whose workers train, tcp://host:port.")
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for runs, tables and pictures.")] = Path("results/study"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the tables as JSON, and nothing else.")] = False,
 ) -> None:
     """
     Train every way to route on the same grid of settings, and compare.
@@ -76,12 +81,16 @@ def study(
         chosen = replace(GRIDS[grid], **{name: _fixed(value) for name, value in options.items() if value is not None})
         runs = chosen.runs()
         out.mkdir(parents=True, exist_ok=True)
-        with progress_bar() as progress, _backend(scheduler, jobs):
+        with progress_bar(console=errors if as_json else console) as progress, _backend(scheduler, jobs):
             bar = progress.add_task("runs", total=len(runs))
-            records = run_all(runs, Cache(out / "runs"), advance=lambda count: progress.update(bar, advance=count))
-        _write(chosen, runs, records, out)
+            done = run_all(runs, Cache(out / "runs"), advance=lambda count: progress.update(bar, advance=count))
+        tables = _write(runs, done, chosen, out)
     except (ValueError, OSError) as error:
         end(str(error))
+    if as_json:
+        typer.echo(json.dumps({name: records(table) for name, table in tables.items()}, allow_nan=False))
+    else:
+        _print(tables, chosen, out)
 
 
 def _fixed(value: Any) -> Any:
@@ -105,29 +114,36 @@ def _backend(scheduler: str | None, jobs: int) -> Iterator[None]:
         yield
 
 
-def _write(grid: Grid, runs: list[Run], records: list[Record], out: Path) -> None:
+def _write(runs: list[Run], done: list[Record], grid: Grid, out: Path) -> dict[str, pd.DataFrame]:
+    """:returns: the tables by name, as they were written; that of the seeds is in its file alone."""
     # Drawing is slow to import; --help need not wait for it.
     from inference.plots import save
-    from inference.study import curve_plots, report, summary_plots, tables
+    from inference.study import curve_plots, report, summary_plots
 
-    seeds = seed_table(runs, records)
-    arms, differences, settings = by_arm(seeds), contrasts(seeds), by_setting(seeds)
-    for name, table in {"seeds": seeds, "settings": settings, "arms": arms, "contrasts": differences}.items():
+    seeds = seed_table(runs, done)
+    tables = {"arms": by_arm(seeds), "contrasts": contrasts(seeds), "settings": by_setting(seeds)}
+    for name, table in {"seeds": seeds, **tables}.items():
         table.to_csv(out / f"{name}.csv", index=False, float_format="%.6g")
-    (out / "report.md").write_text(report.report(arms, differences, grid), encoding="utf-8")
-    save(summary_plots.summary(arms), out / "summary.png")
-    if len(differences):
-        save(summary_plots.claims(differences), out / "claims.png")
-    save(summary_plots.robustness(settings), out / "robustness.png")
-    save(curve_plots.learning_curves(runs, records), out / "curves.png")
-    save(curve_plots.fits(runs, records), out / "fits.png")
-    for task in dict.fromkeys(seeds.task):
+    (out / "report.md").write_text(report.report(tables["arms"], tables["contrasts"], grid), encoding="utf-8")
+    save(summary_plots.summary(tables["arms"]), out / "summary.png")
+    if len(tables["contrasts"]):
+        save(summary_plots.claims(tables["contrasts"]), out / "claims.png")
+    save(summary_plots.robustness(tables["settings"]), out / "robustness.png")
+    save(curve_plots.learning_curves(runs, done), out / "curves.png")
+    save(curve_plots.fits(runs, done), out / "fits.png")
+    return tables
+
+
+def _print(tables: dict[str, pd.DataFrame], grid: Grid, out: Path) -> None:
+    arms, differences = tables["arms"], tables["contrasts"]
+    for task in dict.fromkeys(arms.task):
         # With one setting, the views are one.
         for view in VIEWS[: grid.num_settings(task)]:
-            console.print(tables.arm_table(arms, task, view, grid.describe(task)))
+            console.print(arm_table(arms, task, view, grid.describe(task)))
             if task in set(differences.get("task", [])):
-                console.print(tables.contrast_table(differences, task, view))
+                console.print(contrast_table(differences, task, view))
+    claims = "claims.png, " if len(differences) else ""
     console.print(
-        f"written to {out}: seeds.csv, settings.csv, arms.csv, contrasts.csv; report.md; summary.png, claims.png, "
+        f"written to {out}: seeds.csv, settings.csv, arms.csv, contrasts.csv; report.md; summary.png, {claims}"
         "robustness.png, curves.png, fits.png"
     )

@@ -1,5 +1,6 @@
 """The command end to end, small."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,6 +45,15 @@ def test_by_default_the_core_arms_run_at_one_setting(tmp_path: Path) -> None:
     table = pd.read_csv(tmp_path / "arms.csv")
     assert list(table[table["view"] == "best setting"].arm) == list(CORE)
     assert set(table.objective) <= {arm.objective for arm in ARMS.values()}
+
+
+def test_machines_get_the_tables_and_nothing_else(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["study", *SMALL, "--arm", "skip", "--json", "--out", str(tmp_path)])
+    assert result.exit_code == 0, result.stderr
+    tables = json.loads(result.stdout)
+    assert tables.keys() == {"arms", "contrasts", "settings"}
+    written = pd.read_csv(tmp_path / "arms.csv")
+    assert [row["nll"] for row in tables["arms"]] == pytest.approx(list(written.nll), rel=1e-5)
 
 
 def test_every_arm_gets_the_same_grid() -> None:
