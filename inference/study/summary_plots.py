@@ -31,7 +31,7 @@ def summary(arms: pd.DataFrame) -> Figure:
     figure, axes = plt.subplots(
         1,
         len(panels),
-        figsize=(1.7 + 1.7 * len(panels), 1.3 + 0.23 * len(names)),
+        figsize=(1.7 + 1.7 * len(panels), max(3.0, 1.3 + 0.23 * len(names))),
         sharey=True,
         squeeze=False,
         layout="constrained",
