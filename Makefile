@@ -8,7 +8,7 @@ READY := .venv/.ready
 demo: $(READY)  ## Train the toy mixture with every estimator; table and pictures in results/.
 	$(BIN)/python -m inference study
 
-# All numbers of the README's comparisons: about two hours of processor time, or minutes with GRID=reduced.
+# All numbers of the README's comparisons: some 80 minutes of processor time, or 5 with GRID=reduced.
 GRID ?= full
 LANGUAGE = $(BIN)/python -m inference fit language --overwrite $(if $(filter reduced,$(GRID)),--num-seeds 2 --num-epochs 1,--num-seeds 5)
 
