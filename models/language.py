@@ -119,7 +119,7 @@ class ExpertBlock(PyroModule):
         infer = {} if self.baseline is None else {"baseline": self.baseline}
         z = pyro.sample(self.site, routing, infer=infer).squeeze(-2)
         h = self.norm(h).expand(z.shape + h.shape[-1:])
-        return self.experts(h, z, capacity=routing.capacity if routing.limited else x.shape[-1])
+        return self.experts(h, z, capacity=routing.slots)
 
     def serve(self, h: Tensor, x: Tensor, sample: bool) -> tuple[Tensor, Tensor]:
         """:returns: outputs (B, T, d), and every byte's expert by its own router, long (B, T)."""

@@ -22,7 +22,8 @@ class StackedMixture(PyroModule):
         y \sim \mathrm{second}(h).
 
     Two assignment sites share the data plate: ``first``, and the second mixture's ``assignment``. A datapoint dropped
-    by the first layer takes no part in the second: no capacity, no load, no likelihood. The router objective is
+    by the first layer takes no part in the second: no capacity, no load, no likelihood; a capacity factor of the second
+    counts those who are left. The router objective is
     :math:`\sum_i \sum_{z^1, z^2} p^1_i(z^1)\, p^2_i(z^2 \mid z^1)\, f_i(z^1, z^2)`, and the importance weight of a
     datapoint is the product over its layers (:class:`~prob_moe.estimators.TraceRouting_ELBO`).
 
@@ -69,8 +70,7 @@ class StackedMixture(PyroModule):
 
     def _first_layer(self, x: Tensor, z: Tensor, routing: AssignmentDistribution) -> tuple[Tensor, Tensor | None]:
         """Outputs (*, n, d) of the first layer, and who goes on to the second (None for everybody)."""
-        capacity = routing.capacity if routing.limited else x.shape[-2]
-        hidden = self.experts(x.expand(z.shape + x.shape[-1:]), z, capacity=capacity)
+        hidden = self.experts(x.expand(z.shape + x.shape[-1:]), z, capacity=routing.slots)
         return hidden, z >= 0 if routing.drops else None
 
     # The model with routing summed out -------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ class MixtureOfExperts(PyroModule):
     :param assignment: the assignment distribution, called with logits, ``capacity``,
         ``capacity_factor`` and, for padding, ``mask``.
     :param capacity: the most datapoints an expert processes per batch; or
-    :param capacity_factor: capacity = ceil(capacity_factor * n / k).
+    :param capacity_factor: capacity = ceil(capacity_factor * n / k) for a batch of n datapoints, padding not counted.
     :param baseline: Pyro's ``infer["baseline"]`` options, or a module (*batch, n, d) -> (*batch, n), trained along.
     :param load_balancing: weight of :func:`~prob_moe.routers.load_balancing_loss`, per datapoint. Under a
         procedure that balances by itself the shares of its choices hardly vary, and the loss pulls at nothing.
@@ -100,8 +100,7 @@ class MixtureOfExperts(PyroModule):
             penalty = load_balancing_loss(routing.logits, choices, mask) * x.shape[-2]
             pyro.factor("load_balancing", -self.load_balancing * penalty)
         x = x.expand(assignment.shape + x.shape[-1:])
-        capacity = routing.capacity if routing.limited else x.shape[-2]
-        out = self.experts(x, assignment, capacity=capacity, mask=mask)
+        out = self.experts(x, assignment, capacity=routing.slots, mask=mask)
         counted = assignment >= 0 if mask is None else (assignment >= 0) & mask
         with pyro.plate("data", x.shape[-2], dim=-1):
             return pyro.sample("y", self.likelihood(out).mask(counted), obs=y)
@@ -144,8 +143,7 @@ class MixtureOfExperts(PyroModule):
         """
         routing = self.routing(x, mask)
         assignment = outside_plate(routing.sample() if sample else routing.mode)
-        capacity = routing.capacity if routing.limited else x.shape[-2]
-        return self.experts(x, assignment, capacity=capacity, mask=mask), assignment
+        return self.experts(x, assignment, capacity=routing.slots, mask=mask), assignment
 
 
 def baseline_infer(baseline: nn.Module | dict[str, Any] | None, x: Tensor) -> dict[str, Any]:

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from models.piecewise import StackedLinear
-from prob_moe.distributions import AssignmentDistribution, IndependentRouting
-from prob_moe.distributions.base import capacity_from_factor
+from prob_moe.distributions import AssignmentDistribution, IndependentRouting, capacity_from_factor
 from prob_moe.distributions.support import router_choices
 from prob_moe.experts import BatchedExperts
 from prob_moe.mixture import MixtureOfExperts

@@ -15,7 +15,7 @@ from inference.fit.run_folder import RunFolder
 from inference.likelihood.laws import Likelihood, likelihoods
 from inference.likelihood.matrix_file import read_assignment, read_logits
 from inference.progress import console
-from prob_moe.distributions.base import capacity_from_factor
+from prob_moe.distributions import capacity_from_factor
 
 
 def likelihood(
@@ -59,7 +59,7 @@ def likelihood(
         folder = RunFolder(out).path
         results = likelihoods(phi, capacity, z, num_draws)
         folder.mkdir(parents=True, exist_ok=True)
-        content = _content(results)
+        content = _content(results, capacity)
         (folder / "likelihood.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
         plots.save(likelihood_plots.laws(results), folder / "likelihood.png")
     except (ValueError, OSError) as error:
@@ -86,7 +86,7 @@ def _random_logits(n: int, k: int, scale: float) -> torch.Tensor:
     return scale * torch.randn(n, k, dtype=torch.float64)
 
 
-def _content(results: dict[str, Likelihood]) -> dict[str, Any]:
+def _content(results: dict[str, Likelihood], capacity: int) -> dict[str, Any]:
     first = next(iter(results.values()))
     procedures = {}
     for name, result in results.items():
@@ -106,7 +106,7 @@ def _content(results: dict[str, Likelihood]) -> dict[str, Any]:
     return {
         "num_datapoints": first.routing.num_datapoints,
         "num_experts": first.routing.num_experts,
-        "capacity": first.routing.capacity,
+        "capacity": capacity,
         "assignment": first.assignment.tolist(),
         "router_log_prob": float(first.routing.router_log_prob(first.assignment).sum()),
         "procedures": procedures,

@@ -45,7 +45,7 @@ def _loads(axis: Axes, results: dict[str, Likelihood]) -> None:
     assert capacity is not None
     demand = routing.logits.softmax(-1).sum(0).numpy()
     axis.hlines(demand, position - 0.4, position + 0.4, color="black", linewidth=0.8, label="router's demand Σ p")
-    axis.axhline(capacity, color="black", linewidth=0.8, linestyle="--", label="capacity")
+    axis.axhline(int(capacity), color="black", linewidth=0.8, linestyle="--", label="capacity")
     axis.set(
         xlabel="expert", ylabel="datapoints processed", title="loads: mean, 5 to 95 % of the draws", ylim=(0, None)
     )

@@ -42,7 +42,7 @@ def assignment_graph(draw: SmallDraw) -> nx.Graph:
     """
     routing, value = draw
     graph = nx.Graph()
-    capacity = routing.capacity if routing.limited else None
+    capacity = None if routing.capacity is None else int(routing.capacity)
     for expert, load in enumerate(routing.loads(value).tolist()):
         graph.add_node(("expert", expert), bipartite=1, load=load, capacity=capacity)
     probabilities = routing.router_log_prob(value).exp().tolist()
@@ -69,7 +69,7 @@ def exchange_graph(draw: SmallDraw) -> nx.DiGraph:
     costs = exchange_costs(scores, value, routing.capacity)
     graph = nx.DiGraph()
     for expert, (price, load) in enumerate(zip(prices.tolist(), routing.loads(value).tolist())):
-        graph.add_node(expert, price=price, load=load, capacity=routing.capacity)
+        graph.add_node(expert, price=price, load=load, capacity=int(routing.capacity))
     for a, b in (torch.isfinite(costs) & ~torch.eye(len(costs), dtype=torch.bool)).nonzero().tolist():
         graph.add_edge(a, b, cost=float(costs[a, b]))
     return graph

@@ -1,6 +1,7 @@
 """Assignment procedures as Pyro distributions: one file each, one contract (:class:`AssignmentDistribution`)."""
 
-from prob_moe.distributions.base import AssignmentDistribution, capacity_from_factor
+from prob_moe.distributions.base import AssignmentDistribution
+from prob_moe.distributions.capacity import capacity_from_factor
 from prob_moe.distributions.capacity_skip import CapacitySkip
 from prob_moe.distributions.dependent_rounding import DependentRounding
 from prob_moe.distributions.gumbel_matching import GumbelMatching, MatchingDraw

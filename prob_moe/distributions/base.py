@@ -1,6 +1,5 @@
 """The contract of an assignment distribution."""
 
-import math
 from typing import Any
 
 import torch
@@ -8,6 +7,7 @@ from pyro.distributions import TorchDistribution
 from pyro.poutine.util import is_validation_enabled
 from torch import Tensor
 
+from prob_moe.distributions.capacity import check_capacity_values, check_room, describe_capacity, resolve_capacity
 from prob_moe.distributions.support import AssignmentConstraint, expert_counts, router_choices, router_logits
 from prob_moe.matching import solve_assignment
 
@@ -32,13 +32,16 @@ class AssignmentDistribution(TorchDistribution):
     :meth:`log_prob` and :meth:`enumerate_support`.
 
     :param logits: router logits :math:`\phi`, float (*batch, n, k). Minus infinity forbids an expert.
-    :param capacity: the most datapoints that one expert can process, a positive int.
-    :param capacity_factor: instead of ``capacity``: capacity = ceil(capacity_factor * n / k).
+    :param capacity: the most datapoints that one expert can process: a positive int, or a long tensor (*batch) with a
+        number for every batch element.
+    :param capacity_factor: instead of ``capacity``: :math:`c_b = \max(1, \lceil \mathrm{factor} \cdot n_b / k \rceil)`
+        where batch element b has :math:`n_b` datapoints, padding not counted. So the law of a batch element is the same
+        alone and beside longer ones.
     :param mask: bool, broadcastable to (*batch, n); False marks padding, which takes no capacity.
     :param validate_args: whether to check values, at the cost of a synchronisation of the device; by default as
         ``pyro.enable_validation`` says.
-    :raises ValueError: on logits of a wrong dtype or shape, NaN, a datapoint without an allowed expert, or more
-        datapoints than the experts can process.
+    :raises ValueError: on logits of a wrong dtype or shape, NaN, a datapoint without an allowed expert, or, where
+        nobody can be dropped, more datapoints than the experts can process.
     """
 
     arg_constraints = {"logits": router_logits}  # noqa: RUF012  (torch's form)
@@ -52,44 +55,40 @@ class AssignmentDistribution(TorchDistribution):
         self,
         logits: Tensor,
         *,
-        capacity: int | None = None,
+        capacity: int | Tensor | None = None,
         capacity_factor: float | None = None,
         mask: Tensor | None = None,
         validate_args: bool | None = None,
     ) -> None:
         check_logits(logits)
-        batch_shape, (num_datapoints, num_experts) = logits.shape[:-2], logits.shape[-2:]
+        batch_shape, num_datapoints = logits.shape[:-2], logits.shape[-2]
         self.mask = check_mask(mask, logits)
         # Whatever stands in padding, NaN for one, must not reach a value or a gradient.
         self.logits = logits if self.mask is None else logits.masked_fill(~self.mask.unsqueeze(-1), 0.0)
-        self.capacity = self._resolve_capacity(capacity, capacity_factor, num_datapoints, num_experts)
         # torch would check `arg_constraints` too, with a message that cannot say what is wrong.
         super().__init__(batch_shape, torch.Size([num_datapoints]), validate_args=False)
         # Pyro's switch, not torch's, which torch.compile turns off for the whole process.
         self._validate_args = is_validation_enabled() if validate_args is None else validate_args
+        self._set_capacity(capacity, capacity_factor)
         if self._validate_args:
             check_logit_values(self.logits)
 
-    def _resolve_capacity(self, capacity: int | None, factor: float | None, n: int, k: int) -> int | None:
-        name = type(self).__name__
-        if capacity is not None and factor is not None:
-            raise ValueError(f"{name}: give capacity or capacity_factor, not both (got {capacity} and {factor})")
-        if factor is not None:
-            capacity = capacity_from_factor(factor, n, k)
-        if capacity is None:
-            if self.limited:
-                raise ValueError(f"{name}: one of capacity and capacity_factor is needed")
-            return None
-        if isinstance(capacity, bool) or not isinstance(capacity, int) or capacity < 1:
-            raise ValueError(f"{name}: capacity must be a positive int, got {capacity!r}")
-        # Padding takes no slot; how much of it there is stays on the device, so it is counted only when present.
-        present = n if self.mask is None else int(self.mask.sum(-1).max()) if self.mask.numel() else 0
-        if self.limited and present > k * capacity:
-            raise ValueError(
-                f"{name}: n = {present} datapoints exceed the k * capacity = {k} * {capacity} slots of the experts "
-                f"(logits of shape {tuple(self.logits.shape)}); capacity must be at least {-(-present // k)}"
-            )
-        return capacity
+    def _set_capacity(self, capacity: int | Tensor | None, factor: float | None) -> None:
+        try:
+            #: the most datapoints that one expert processes, long (*batch); None where there is no limit
+            self.capacity, self._largest = resolve_capacity(capacity, factor, self.logits, self.mask)
+            if self.capacity is None:
+                if self.limited:
+                    raise ValueError("one of capacity and capacity_factor is needed")
+                return
+            if self._validate_args:
+                check_capacity_values(self.capacity)
+            if not self.limited:
+                self.capacity, self._largest = None, None
+            elif not self.drops:
+                check_room(self.capacity, self._largest, self.logits, self.mask, look=self._validate_args)
+        except ValueError as error:
+            raise ValueError(f"{type(self).__name__}: {error}") from None
 
     # Shapes and names ------------------------------------------------------------------------------------------------
 
@@ -104,8 +103,20 @@ class AssignmentDistribution(TorchDistribution):
         return self.logits.shape[-1]
 
     @property
+    def slots(self) -> int:
+        """
+        How many slots every expert of the expert layer needs, a static int: the capacity, padding counted, at most n.
+
+        From a capacity factor or an int it follows from shapes alone; a tensor of capacities is looked at.
+        """
+        n = self.num_datapoints
+        if self.capacity is not None and self._largest is None:
+            self._largest = int(self.capacity.max()) if self.capacity.numel() else 1
+        return max(1, n if self._largest is None else min(self._largest, n))
+
+    @property
     def support(self) -> AssignmentConstraint:
-        return AssignmentConstraint(self.num_experts, self.capacity if self.limited else None, self.drops, self.mask)
+        return AssignmentConstraint(self.num_experts, self.capacity, self.drops, self.mask)
 
     @classmethod
     def infer_shapes(cls, logits: torch.Size, **kwargs: Any) -> tuple[torch.Size, torch.Size]:
@@ -117,14 +128,15 @@ class AssignmentDistribution(TorchDistribution):
         batch_shape = torch.Size(batch_shape)
         new.logits = self.logits.expand(batch_shape + self.logits.shape[-2:])
         new.mask = None if self.mask is None else self.mask.expand(batch_shape + self.event_shape)
-        new.capacity = self.capacity
+        new.capacity = None if self.capacity is None else self.capacity.expand(batch_shape)
+        new._largest = self._largest
         super(AssignmentDistribution, new).__init__(batch_shape, self.event_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
 
     def __repr__(self) -> str:
         shape = tuple(self.logits.shape)
-        return f"{type(self).__name__}(logits of shape {shape}, capacity={self.capacity})"
+        return f"{type(self).__name__}(logits of shape {shape}, capacity={describe_capacity(self.capacity)})"
 
     # What a value says -----------------------------------------------------------------------------------------------
 
@@ -214,19 +226,6 @@ class AssignmentDistribution(TorchDistribution):
                 f"{name}: value of shape {tuple(value.shape)} is outside the support {self.support}; "
                 "was it drawn by another distribution?"
             )
-
-
-def capacity_from_factor(capacity_factor: float, num_datapoints: int, num_experts: int) -> int:
-    """
-    Capacity of an expert, ``ceil(capacity_factor * n / k)``, at least 1.
-
-    >>> capacity_from_factor(1.25, num_datapoints=100, num_experts=8)
-    16
-    """
-    if not 0 < capacity_factor < math.inf:
-        raise ValueError(f"capacity_factor must be positive and finite, got {capacity_factor!r}")
-    # A factor such as 1.1 is not exact in binary: 1.1 * 10 / 1 must be 11, not 12.
-    return max(1, math.ceil(capacity_factor * num_datapoints / num_experts - 1e-9))
 
 
 def gumbel_noise_like(tensor: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ class CapacitySkip(AssignmentDistribution):
 
     has_enumerate_support = True
     drops = True
-    capacity: int
+    capacity: Tensor
 
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
         choices = self._sample_router(torch.Size(sample_shape))
@@ -46,7 +46,7 @@ class CapacitySkip(AssignmentDistribution):
         if self._validate_args:
             self._validate_sample(value)
         chosen, processed = self._chosen_counts(value), self.loads(value)
-        kept = chosen.clamp(max=self.capacity)
+        kept = torch.minimum(chosen, self.capacity.unsqueeze(-1))
         log_p = self.router_log_prob(value)
         log_ways = (_log_factorial(chosen) - _log_factorial(kept) - _log_factorial(chosen - kept)).sum(-1)
         log_prob = log_p.sum(-1) - log_ways.to(log_p.dtype)
@@ -54,7 +54,7 @@ class CapacitySkip(AssignmentDistribution):
         return log_prob.masked_fill((processed != kept).any(-1), -torch.inf)
 
     def importance_weights(self, value: Tensor) -> Tensor:
-        overflow = (self._chosen_counts(value).to(self.logits.dtype) / self.capacity).clamp(min=1.0)
+        overflow = (self._chosen_counts(value).to(self.logits.dtype) / self.capacity.unsqueeze(-1)).clamp(min=1.0)
         return overflow.gather(-1, router_choices(value)) * (value >= 0)
 
     @property
@@ -84,7 +84,7 @@ class CapacitySkip(AssignmentDistribution):
         position = torch.arange(choices.shape[-1], device=choices.device).expand(choices.shape)
         rank_in_order = position - starts.gather(-1, group.gather(-1, order))
         rank = torch.empty_like(choices).scatter(-1, order, rank_in_order)
-        return self._code_padding(torch.where(rank < self.capacity, choices, ~choices))
+        return self._code_padding(torch.where(rank < self.capacity.unsqueeze(-1), choices, ~choices))
 
 
 def _log_factorial(count: Tensor) -> Tensor:

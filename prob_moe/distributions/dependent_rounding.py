@@ -51,7 +51,7 @@ class DependentRounding(AssignmentDistribution):
     """
 
     drops = True
-    capacity: int
+    capacity: Tensor
 
     def __init__(
         self,

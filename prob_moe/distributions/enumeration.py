@@ -24,16 +24,15 @@ def enumerate_choices(routing: "AssignmentDistribution", expand: bool = True) ->
 
 def enumerate_matchings(routing: "AssignmentDistribution", expand: bool = True) -> Tensor:
     """All assignments within capacity, nobody dropped, long (count, *batch, n)."""
-    assert routing.capacity is not None
-    _refuse_large(routing, _count_matchings(routing.num_datapoints, routing.num_experts, routing.capacity))
-    values = enumerate_within_capacity(routing.num_datapoints, routing.num_experts, routing.capacity)
+    n, k, capacity = routing.num_datapoints, routing.num_experts, _common_capacity(routing)
+    _refuse_large(routing, _count_matchings(n, k, capacity))
+    values = enumerate_within_capacity(n, k, capacity)
     return _with_batch(routing, values, expand)
 
 
 def enumerate_skips(routing: "AssignmentDistribution", expand: bool = True) -> Tensor:
     """All choices with all ways to drop the overflow, long (count, *batch, n)."""
-    n, k, capacity = routing.num_datapoints, routing.num_experts, routing.capacity
-    assert capacity is not None
+    n, k, capacity = routing.num_datapoints, routing.num_experts, _common_capacity(routing)
     _refuse_large(routing, k**n)
     values: list[list[int]] = []
     for choices in product(range(k), repeat=n):
@@ -64,6 +63,19 @@ def enumerate_within_capacity(num_datapoints: int, num_experts: int, capacity: i
 
     values = list(extend([], [capacity] * num_experts))
     return torch.tensor(values, dtype=torch.long).reshape(len(values), num_datapoints)
+
+
+def _common_capacity(routing: "AssignmentDistribution") -> int:
+    """The capacity that all batch elements have."""
+    assert routing.capacity is not None
+    if not routing.capacity.numel():
+        return 1
+    if bool((routing.capacity != routing.capacity.flatten()[0]).any()):
+        raise NotImplementedError(
+            f"enumerate_support of {routing} would list other values for every batch element, because their capacities "
+            "differ; enumerate batch elements of the same capacity"
+        )
+    return int(routing.capacity.flatten()[0])
 
 
 def _count_matchings(n: int, k: int, capacity: int) -> int:

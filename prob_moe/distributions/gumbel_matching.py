@@ -77,7 +77,7 @@ class GumbelMatching(AssignmentDistribution):
     """
 
     has_enumerate_support = True
-    capacity: int
+    capacity: Tensor
 
     def __init__(self, logits: Tensor, *, num_points: int | None = None, **kwargs: Any) -> None:
         super().__init__(logits, **kwargs)

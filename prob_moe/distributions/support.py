@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch.distributions.constraints import Constraint
 
+from prob_moe.distributions.capacity import describe_capacity
+
 
 def expert_counts(experts: Tensor, counted: Tensor, num_experts: int) -> Tensor:
     """
@@ -41,7 +43,7 @@ class AssignmentConstraint(Constraint):
     Assignments of n datapoints to k experts, coded as in :class:`AssignmentDistribution`.
 
     :param num_experts: k.
-    :param capacity: the most datapoints that one expert processes, or None.
+    :param capacity: the most datapoints that one expert processes, an int or a long tensor (*batch), or None.
     :param drops: whether a datapoint may be dropped.
     :param mask: bool (*batch, n), False where the datapoint is padding and its entry is -1, or None.
     """
@@ -49,7 +51,9 @@ class AssignmentConstraint(Constraint):
     is_discrete = True
     event_dim = 1
 
-    def __init__(self, num_experts: int, capacity: int | None, drops: bool, mask: Tensor | None = None) -> None:
+    def __init__(
+        self, num_experts: int, capacity: int | Tensor | None, drops: bool, mask: Tensor | None = None
+    ) -> None:
         self.num_experts = num_experts
         self.capacity = capacity
         self.drops = drops
@@ -66,9 +70,11 @@ class AssignmentConstraint(Constraint):
         ok = entry_ok.all(-1)
         if self.capacity is not None:
             loads = expert_counts(choices.clamp(max=self.num_experts - 1), processed & in_range, self.num_experts)
-            ok = ok & (loads <= self.capacity).all(-1)
+            most = self.capacity.unsqueeze(-1) if isinstance(self.capacity, Tensor) else self.capacity
+            ok = ok & (loads <= most).all(-1)
         return ok
 
     def __repr__(self) -> str:
         drops = "with drops" if self.drops else "nobody dropped"
-        return f"AssignmentConstraint({self.num_experts} experts, capacity {self.capacity}, {drops})"
+        capacity = describe_capacity(self.capacity) if isinstance(self.capacity, Tensor) else self.capacity
+        return f"AssignmentConstraint({self.num_experts} experts, capacity {capacity}, {drops})"

@@ -104,7 +104,7 @@ def augment(
     scores: np.ndarray,
     rows: np.ndarray,
     assignment: np.ndarray,
-    capacity: int,
+    capacity: np.ndarray,
     prices: np.ndarray,
     costs: np.ndarray,
     movers: np.ndarray,
@@ -112,11 +112,12 @@ def augment(
     """Turn the best assignment at ``prices`` into the best one within capacity; False where there is none.
 
     :param assignment: (n,), each of ``rows`` at an expert that maximises S_ij − v_j; changed in place.
+    :param capacity: (k,), slots of every expert.
     :param prices: (k,), at least 0 where slots stay free in total; changed in place.
     :param costs: (k + 1, k + 1) exchange costs of that assignment, with ``movers``; kept up to date.
     """
     k = scores.shape[1]
-    slots = k * capacity - rows.size  # that stay free; they move between experts through node k at no cost
+    slots = capacity.sum() - rows.size  # that stay free; they move between experts through node k at no cost
     size = k + 1 if slots > 0 else k
     loads = np.zeros(k, np.int64)
     for i in rows:
@@ -127,8 +128,8 @@ def augment(
     potentials[:k] = prices
     for a in range(k):
         if slots > 0 and prices[a] == 0.0:
-            free[a] = max(capacity - loads[a], 0)
-        excess[a] = loads[a] + free[a] - capacity
+            free[a] = max(capacity[a] - loads[a], 0)
+        excess[a] = loads[a] + free[a] - capacity[a]
     if slots > 0:
         excess[k] = slots - free.sum()
         for a in range(k):
@@ -139,7 +140,7 @@ def augment(
 
     start = np.zeros(k + 1, np.int64)  # members[start[a]:start[a] + loads[a]] are the rows at a; a path needs one spare
     for a in range(k):
-        start[a + 1] = start[a] + max(loads[a], capacity) + 1
+        start[a + 1] = start[a] + max(loads[a], capacity[a]) + 1
     members = np.empty(start[k], np.int64)
     place = np.empty(assignment.size, np.int64)
     loads[:] = 0

@@ -29,13 +29,13 @@ def relax_all(distances: np.ndarray) -> None:
 
 
 @njit(cache=True, nogil=True)
-def price(distances: np.ndarray, loads: np.ndarray, capacity: int, prices: np.ndarray) -> None:
+def price(distances: np.ndarray, loads: np.ndarray, capacity: np.ndarray, prices: np.ndarray) -> None:
     """Write into ``prices`` (k,) the distance of each expert to its nearest free slot, or else to its root."""
     k = loads.size
     for a in range(k):
         nearest = np.inf
         for b in range(k):
-            if loads[b] < capacity:
+            if loads[b] < capacity[b]:
                 nearest = min(nearest, distances[a, b])
         if nearest == np.inf:
             # The root is the first expert with which exchange is possible both ways; at the latest, a itself.
@@ -47,7 +47,7 @@ def price(distances: np.ndarray, loads: np.ndarray, capacity: int, prices: np.nd
 
 
 @njit(cache=True, nogil=True)
-def price_all(distances: np.ndarray, loads: np.ndarray, capacity: int, prices: np.ndarray) -> None:
-    """``price`` for every graph of a batch (b, k, k)."""
+def price_all(distances: np.ndarray, loads: np.ndarray, capacity: np.ndarray, prices: np.ndarray) -> None:
+    """``price`` for every graph of a batch (b, k, k), with slots (b, k)."""
     for graph in range(len(distances)):
-        price(distances[graph], loads[graph], capacity, prices[graph])
+        price(distances[graph], loads[graph], capacity[graph], prices[graph])

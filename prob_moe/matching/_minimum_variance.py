@@ -273,7 +273,7 @@ def _solve_one(
 def _solve_many(
     p: np.ndarray,
     present: np.ndarray,
-    capacity: float,
+    capacity: np.ndarray,
     alpha: np.ndarray,
     beta: np.ndarray,
     r: np.ndarray,
@@ -286,7 +286,7 @@ def _solve_many(
         _solve_one(
             p[b],
             present[b],
-            capacity,
+            capacity[b],
             alpha[b],
             beta[b],
             r[b],
@@ -304,6 +304,6 @@ def solve_batch(p: np.ndarray, present: np.ndarray, *rest: Any) -> None:
     """
     if p.shape[0] == 1:
         capacity, alpha, beta, r, objective, gap, tolerance, max_steps = rest
-        _solve_one(p[0], present[0], capacity, alpha[0], beta[0], r[0], objective, gap, tolerance, max_steps)
+        _solve_one(p[0], present[0], capacity[0], alpha[0], beta[0], r[0], objective, gap, tolerance, max_steps)
     else:
         _solve_many(p, present, *rest)

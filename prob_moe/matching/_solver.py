@@ -35,7 +35,7 @@ def _invalid(scores: np.ndarray, rows: np.ndarray) -> bool:
 def solve_one(
     scores: np.ndarray,
     mask: np.ndarray,
-    capacity: int,
+    capacity: np.ndarray,
     assignment: np.ndarray,
     costs: np.ndarray,
     distances: np.ndarray,
@@ -43,6 +43,7 @@ def solve_one(
 ) -> int:
     """Solve ``scores`` (n, k) and write all that follows from its optimum; return a status.
 
+    :param capacity: (k,) slots of every expert.
     :param assignment: (n,) out; :param costs: (k, k) out, exchange costs; :param distances: (k, k) out, their shortest
         paths; :param prices: (k,) out, shadow prices.
     """
@@ -51,7 +52,7 @@ def solve_one(
     assignment[:] = -1
     if _invalid(scores, rows):
         return NOT_A_NUMBER
-    if rows.size > k * capacity:
+    if rows.size > capacity.sum():
         return TOO_MANY
     edges = np.full((k + 1, k + 1), np.inf)
     movers = np.full((k + 1, k + 1), -1)
@@ -67,7 +68,7 @@ def solve_one(
         loads[assignment[i]] += 1
     for a in range(k):
         for b in range(k):
-            costs[a, b] = min(edges[a, b], 0.0) if loads[a] < capacity else edges[a, b]
+            costs[a, b] = min(edges[a, b], 0.0) if loads[a] < capacity[a] else edges[a, b]
         costs[a, a] = 0.0
     distances[:] = costs
     relax(distances)
@@ -79,14 +80,14 @@ def solve_one(
 def solve_many(
     scores: np.ndarray,
     mask: np.ndarray,
-    capacity: int,
+    capacity: np.ndarray,
     assignment: np.ndarray,
     costs: np.ndarray,
     distances: np.ndarray,
     prices: np.ndarray,
     status: np.ndarray,
 ) -> None:
-    """``solve_one`` for every problem of a batch (b, n, k), spread over the threads of numba."""
+    """``solve_one`` for every problem of a batch (b, n, k), with slots (b, k), spread over the threads of numba."""
     for p in prange(scores.shape[0]):
         present = mask[p] if mask.shape[0] > 0 else np.empty(0, np.bool_)
-        status[p] = solve_one(scores[p], present, capacity, assignment[p], costs[p], distances[p], prices[p])
+        status[p] = solve_one(scores[p], present, capacity[p], assignment[p], costs[p], distances[p], prices[p])

@@ -48,11 +48,13 @@ def _improve_on_samples(
 
 
 @njit(cache=True, nogil=True)
-def start(scores: np.ndarray, rows: np.ndarray, capacity: int, assignment: np.ndarray, prices: np.ndarray) -> bool:
+def start(
+    scores: np.ndarray, rows: np.ndarray, capacity: np.ndarray, assignment: np.ndarray, prices: np.ndarray
+) -> bool:
     """Write ``prices`` (k,) and the choice of each of ``rows`` at them; False if a row allows no expert."""
     k = prices.size
-    room = np.full(k, capacity)
-    floor = 0.0 if rows.size < k * capacity else -np.inf
+    room = capacity.copy()
+    floor = 0.0 if rows.size < capacity.sum() else -np.inf
     prices[:], width, complete = _improve_on_samples(scores, rows, room, floor)
     if complete:
         return choose(scores, rows, prices, assignment)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from prob_moe.matching._capacity import capacity_of_problems
 from prob_moe.matching._solver import INFEASIBLE, NOT_A_NUMBER, TOO_MANY, solve_many, solve_one
 
 
@@ -23,7 +24,9 @@ class Matching(NamedTuple):
     prices: torch.Tensor
 
 
-def solve_assignment(scores: torch.Tensor, capacity: int, *, mask: torch.Tensor | None = None) -> Matching:
+def solve_assignment(
+    scores: torch.Tensor, capacity: int | torch.Tensor, *, mask: torch.Tensor | None = None
+) -> Matching:
     r"""The assignment of datapoints to experts that has the largest total score within capacity.
 
     .. math:: \max_z \sum_i S_{i z_i} \quad \text{subject to} \quad \#\{i : z_i = j\} \le c \text{ for every expert } j.
@@ -33,7 +36,7 @@ def solve_assignment(scores: torch.Tensor, capacity: int, *, mask: torch.Tensor 
     Scores of float32 and float64 are read in place; CUDA tensors are solved on the CPU and the results moved back once.
 
     :param scores: (\*batch, n, k) float16, bfloat16, float32 or float64; -inf forbids a pair.
-    :param capacity: slots per expert, a positive int with n <= k * capacity.
+    :param capacity: slots per expert, a positive int with n <= k * capacity, or a long tensor (\*batch).
     :param mask: (\*batch, n) bool, broadcastable; False where a datapoint is absent: it takes no slot.
     :return: :class:`Matching`, on the device of ``scores``. No gradient flows through it.
     :raises ValueError: for a wrong shape or dtype, a capacity that is too small, NaN or +inf scores, and where -inf
@@ -42,7 +45,27 @@ def solve_assignment(scores: torch.Tensor, capacity: int, *, mask: torch.Tensor 
     >>> solve_assignment(torch.tensor([[5.0, 4.0], [3.0, 0.0]]), capacity=1).assignment
     tensor([1, 0])
     """
-    _check_arguments(scores, capacity, mask)
+    _check_arguments(scores, mask)
+    *batch, n, k = scores.shape
+    capacities = capacity_of_problems(capacity, tuple(batch))
+    if mask is None and isinstance(capacity, int) and n > k * capacity:
+        raise ValueError(_too_many(tuple(scores.shape), capacity, f"{n}"))
+    # No expert holds more than n rows: beyond, capacity only means a free slot.
+    slots = capacities.clamp(max=n + 1).unsqueeze(-1).expand(*batch, k)
+    matching, status = solve_with_slots(scores, slots, mask)
+    if status.any():
+        _raise_failure(status, scores, capacities)
+    return matching
+
+
+def solve_with_slots(
+    scores: torch.Tensor, slots: torch.Tensor, mask: torch.Tensor | None
+) -> tuple[Matching, np.ndarray]:
+    """``solve_assignment`` without its checks, for experts of different capacity.
+
+    :param slots: long (\\*batch, k) on the CPU; an expert without slots must be forbidden to all rows.
+    :return: the matching, on the device of ``scores``, and the status of every problem, (b,).
+    """
     *batch, n, k = scores.shape
     values = scores.detach().to("cpu")
     if values.dtype in (torch.float16, torch.bfloat16):
@@ -57,34 +80,29 @@ def solve_assignment(scores: torch.Tensor, capacity: int, *, mask: torch.Tensor 
     assignment = np.empty((size, n), np.int64)
     costs, distances = np.empty((size, k, k)), np.empty((size, k, k))
     prices, status = np.empty((size, k)), np.empty(size, np.int64)
-    slots = min(int(capacity), n + 1)  # no expert holds more than n rows: beyond, capacity only means a free slot
+    places = slots.reshape(size, k).contiguous().numpy()
     if size == 1:  # a single problem needs no thread pool
         one = np.empty(0, np.bool_) if mask is None else present[0]
-        status[0] = solve_one(flat[0], one, slots, assignment[0], costs[0], distances[0], prices[0])
+        status[0] = solve_one(flat[0], one, places[0], assignment[0], costs[0], distances[0], prices[0])
     elif size > 1:
-        solve_many(flat, present, slots, assignment, costs, distances, prices, status)
-    if status.any():
-        _raise_failure(status, scores, capacity)
-    return Matching(
+        solve_many(flat, present, places, assignment, costs, distances, prices, status)
+    matching = Matching(
         torch.from_numpy(assignment).reshape(*batch, n).to(scores.device),
         torch.from_numpy(costs).reshape(*batch, k, k).to(scores.device),
         torch.from_numpy(distances).reshape(*batch, k, k).to(scores.device),
         torch.from_numpy(prices).reshape(*batch, k).to(scores.device),
     )
+    return matching, status
 
 
-def _check_arguments(scores: torch.Tensor, capacity: int, mask: torch.Tensor | None) -> None:
+def _check_arguments(scores: torch.Tensor, mask: torch.Tensor | None) -> None:
     if not isinstance(scores, torch.Tensor) or not scores.is_floating_point():
         kind = scores.dtype if isinstance(scores, torch.Tensor) else type(scores).__name__
         raise ValueError(f"scores must be a floating-point tensor, but is {kind}; convert it with scores.float()")
     shape = tuple(scores.shape)
     if scores.dim() < 2 or shape[-1] == 0:
         raise ValueError(f"scores must have shape (*batch, n, k) with k >= 1, but has shape {shape}")
-    if isinstance(capacity, bool) or not isinstance(capacity, (int, np.integer)) or capacity < 1:
-        raise ValueError(f"capacity must be a positive int, but is {capacity!r}")
     if mask is None:
-        if shape[-2] > shape[-1] * capacity:
-            raise ValueError(_too_many(shape, capacity, f"{shape[-2]}"))
         return
     if not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool:
         kind = mask.dtype if isinstance(mask, torch.Tensor) else type(mask).__name__
@@ -106,8 +124,9 @@ def _too_many(shape: tuple[int, ...], capacity: int, present: str) -> str:
     )
 
 
-def _raise_failure(status: np.ndarray, scores: torch.Tensor, capacity: int) -> None:
+def _raise_failure(status: np.ndarray, scores: torch.Tensor, capacities: torch.Tensor) -> None:
     first = int(np.flatnonzero(status)[0])
+    capacity = int(capacities.reshape(-1)[first])
     batch = tuple(scores.shape[:-2])
     where = f" in batch element {tuple(int(i) for i in np.unravel_index(first, batch))}" if batch else ""
     shape = tuple(scores.shape)

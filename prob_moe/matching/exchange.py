@@ -8,10 +8,11 @@ prices (Ahuja, Magnanti & Orlin 1993, §9.2).
 import numpy as np
 import torch
 
+from prob_moe.matching._capacity import capacity_of_problems
 from prob_moe.matching._distances import price_all, relax_all
 
 
-def exchange_costs(scores: torch.Tensor, assignment: torch.Tensor, capacity: int) -> torch.Tensor:
+def exchange_costs(scores: torch.Tensor, assignment: torch.Tensor, capacity: int | torch.Tensor) -> torch.Tensor:
     r"""Cheapest direct move between every two experts.
 
     .. math:: W_{ab} = \min_{i: z_i = a} (S_{ia} - S_{ib}),
@@ -20,7 +21,7 @@ def exchange_costs(scores: torch.Tensor, assignment: torch.Tensor, capacity: int
 
     :param scores: (\*batch, n, k) float, -inf where forbidden.
     :param assignment: (\*batch, n) long; a negative entry is absent and takes no slot.
-    :param capacity: slots per expert.
+    :param capacity: slots per expert, an int or a long tensor (\*batch).
     :return: (\*batch, k, k) float64.
     :raises ValueError: if the shapes do not match.
 
@@ -42,7 +43,8 @@ def exchange_costs(scores: torch.Tensor, assignment: torch.Tensor, capacity: int
     costs = moves.new_full((*scores.shape[:-2], k, k), torch.inf)
     costs.scatter_reduce_(-2, home.unsqueeze(-1).expand_as(moves), moves, "amin")
     loads = home.new_zeros(costs.shape[:-1]).scatter_add_(-1, home, present.long())
-    costs = torch.where((loads < capacity).unsqueeze(-1), costs.clamp(max=0.0), costs)
+    has_slot = loads < capacity_of_problems(capacity, loads.shape[:-1], loads.device).unsqueeze(-1)
+    costs = torch.where(has_slot.unsqueeze(-1), costs.clamp(max=0.0), costs)
     return costs.masked_fill(torch.eye(k, dtype=torch.bool, device=costs.device), 0.0)
 
 
@@ -66,7 +68,7 @@ def shortest_distances(costs: torch.Tensor) -> torch.Tensor:
     return distances.to(costs.device)
 
 
-def shadow_prices(distances: torch.Tensor, loads: torch.Tensor, capacity: int) -> torch.Tensor:
+def shadow_prices(distances: torch.Tensor, loads: torch.Tensor, capacity: int | torch.Tensor) -> torch.Tensor:
     r"""Canonical optimal prices: how much the total score falls if an expert loses one slot.
 
     Where slots stay free, v_a = min over experts b with a free slot of D[a, b]: 0 for those, and never negative.
@@ -78,7 +80,7 @@ def shadow_prices(distances: torch.Tensor, loads: torch.Tensor, capacity: int) -
 
     :param distances: (\*batch, k, k) from :func:`shortest_distances`.
     :param loads: (\*batch, k) rows at each expert.
-    :param capacity: slots per expert.
+    :param capacity: slots per expert, an int or a long tensor (\*batch).
     :return: (\*batch, k) float64.
     :raises ValueError: if the shapes do not match.
 
@@ -93,5 +95,7 @@ def shadow_prices(distances: torch.Tensor, loads: torch.Tensor, capacity: int) -
     k = distances.shape[-1]
     graphs = distances.detach().to("cpu", torch.float64).reshape(-1, k, k).contiguous().numpy()
     prices = torch.empty(loads.shape, dtype=torch.float64)
-    price_all(graphs, loads.detach().cpu().reshape(-1, k).contiguous().numpy(), capacity, prices.view(-1, k).numpy())
+    slots = capacity_of_problems(capacity, loads.shape[:-1]).unsqueeze(-1).expand(loads.shape)
+    filled, places = (value.detach().cpu().reshape(-1, k).contiguous().numpy() for value in (loads, slots))
+    price_all(graphs, filled, places, prices.view(-1, k).numpy())
     return prices.to(distances.device)

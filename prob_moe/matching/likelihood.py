@@ -22,7 +22,7 @@ QUADRATURE_POINTS = 2**13  # what product rules typically need
 def matching_log_prob(
     logits: Tensor,
     assignment: Tensor,
-    capacity: int,
+    capacity: int | Tensor,
     *,
     num_points: int | None = None,
     max_points: int | None = None,
@@ -44,7 +44,7 @@ def matching_log_prob(
 
     :param logits: router logits φ, (\\*batch, n, k), −inf where a pair is forbidden.
     :param assignment: expert of each datapoint, long, (\\*batch, n), −1 where absent. The batches broadcast.
-    :param capacity: datapoints an expert can hold, a positive int.
+    :param capacity: datapoints an expert can hold, a positive int or a long tensor (\\*batch).
     :param num_points: points to begin with; by default 512 to 4096, the more the smaller the problem.
     :param max_points: points at which to stop doubling, by default 16 · num_points.
     :param tolerance: standard error in nats above which points are added.

@@ -4,12 +4,12 @@ Both functions return r_ij with Σ_i r_ij <= c and Σ_j r_ij <= 1. A draw with t
 p = softmax(logits) with the weights w_ij = p_ij / r_ij, whatever r is, as long as r_ij > 0 where p_ij > 0.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from prob_moe.matching._capacity import capacity_of_problems
 from prob_moe.matching._minimum_variance import solve_batch
 
 
@@ -38,7 +38,7 @@ class MinimumVarianceMarginals:
 
 def minimum_variance_marginals(
     logits: Tensor,
-    capacity: int,
+    capacity: int | Tensor,
     *,
     mask: Tensor | None = None,
     initial_prices: Tensor | None = None,
@@ -53,7 +53,8 @@ def minimum_variance_marginals(
 
     so the weights are bounded, and exactly 1 where the router itself fits. By Jensen's inequality no unbiased
     weighting that respects capacity, random or not, has a smaller Σ_i E[w_i²]. A datapoint is dropped with probability
-    1 − Σ_j r_ij; as long as all p_ij > 0 and n <= kc, this is 0.
+    1 − Σ_j r_ij; as long as all p_ij > 0 and n <= kc, this is 0. With more datapoints than slots all experts are full,
+    and α_i = 0 where datapoint i is dropped with positive probability.
 
     The bounds hold to rounding whatever the convergence: a loose tolerance costs optimality, never unbiasedness.
     Solved by a barrier method, O(nk²) a step, 6–20 steps; compiled, parallel over the batch, in float64 on the CPU.
@@ -61,19 +62,18 @@ def minimum_variance_marginals(
     rounded to float32, so pass ``logits.double()`` where the bounds shall hold beyond 1e-6. No gradient flows.
 
     :param logits: router logits, (\\*batch, n, k); −inf forbids an expert.
-    :param capacity: c, the datapoints that one expert processes at most.
+    :param capacity: c, the datapoints that one expert processes at most, a positive int or a long tensor (\\*batch).
     :param mask: bool, (\\*batch, n); False marks a datapoint that is absent: it has r = 0 and takes no capacity.
     :param initial_prices: ``expert_prices`` of similar logits, (\\*batch, k), to start from; None starts cold.
     :param tolerance: relative optimality gap aimed at.
     :param max_steps: largest number of evaluations of the dual.
-    :raises ValueError: if an argument has the wrong type, shape or value, a present row allows no expert, or more
-        datapoints are present than k experts can process.
+    :raises ValueError: if an argument has the wrong type, shape or value, or a present row allows no expert.
 
     >>> logits = torch.tensor([[0.0, 0.0], [0.0, 0.0], [8.0, 0.0], [8.0, 0.0]], dtype=torch.float64)
     >>> minimum_variance_marginals(logits, 2).marginals.sum(0)
     tensor([2.0000, 2.0000], dtype=torch.float64)
     """
-    log_p, present = _router(logits, capacity, mask)
+    log_p, present, slots = _router(logits, capacity, mask)
     if not 0 < tolerance < 1:
         raise ValueError(f"tolerance must lie between 0 and 1, got {tolerance}")
     if max_steps < 1:
@@ -93,7 +93,7 @@ def minimum_variance_marginals(
     solve_batch(
         p.reshape(-1, n, k).numpy(),
         present.cpu().reshape(-1, n).contiguous().numpy(),
-        float(capacity),
+        slots.cpu().double().reshape(-1).contiguous().numpy(),
         alpha.view(-1, n).numpy(),
         beta.view(-1, k).numpy(),
         r.view(-1, n, k).numpy(),
@@ -107,7 +107,7 @@ def minimum_variance_marginals(
     return MinimumVarianceMarginals(*results)
 
 
-def router_marginals(logits: Tensor, capacity: int, *, mask: Tensor | None = None) -> Tensor:
+def router_marginals(logits: Tensor, capacity: int | Tensor, *, mask: Tensor | None = None) -> Tensor:
     """The router's own marginals, the overflow of each expert skipped evenly: r_ij = p_ij min(1, c / Σ_i p_ij).
 
     The weights p_ij / r_ij = max(1, Σ_i p_ij / c) depend on the expert alone. What overflows is dropped: datapoint i
@@ -115,19 +115,18 @@ def router_marginals(logits: Tensor, capacity: int, *, mask: Tensor | None = Non
     :func:`minimum_variance_marginals` in Σ_i E[w_i²]. No gradient flows.
 
     :param logits: router logits, (\\*batch, n, k); −inf forbids an expert.
-    :param capacity: c, the datapoints that one expert processes at most.
+    :param capacity: c, the datapoints that one expert processes at most, a positive int or a long tensor (\\*batch).
     :param mask: bool, (\\*batch, n); False marks a datapoint that is absent and takes no capacity.
     :returns: log r_ij, (\\*batch, n, k), in nats.
     :raises ValueError: as :func:`minimum_variance_marginals`.
 
     >>> router_marginals(torch.zeros(4, 2), 1).exp()[0]
-    Traceback (most recent call last):
-    ValueError: capacity 1 is too small for n = 4 datapoints and k = 2 experts; it must be at least 2
+    tensor([0.2500, 0.2500])
     >>> router_marginals(torch.tensor([[9.0, -9.0], [9.0, -9.0]]), 1).exp().sum(0)
     tensor([1.0000e+00, 3.0460e-08])
     """
-    log_p, _ = _router(logits, capacity, mask)
-    excess = torch.logsumexp(log_p, -2, keepdim=True) - math.log(capacity)
+    log_p, _, slots = _router(logits, capacity, mask)
+    excess = torch.logsumexp(log_p, -2, keepdim=True) - slots.double().log()[..., None, None]
     return (log_p - excess.clamp(min=0.0)).to(_result_dtype(logits))
 
 
@@ -136,16 +135,14 @@ def _result_dtype(logits: Tensor) -> torch.dtype:
     return torch.promote_types(logits.dtype, torch.float32)
 
 
-def _router(logits: Tensor, capacity: int, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Checked arguments as log p (−inf in absent rows) in float64 and the mask of present rows."""
+def _router(logits: Tensor, capacity: int | Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Checked arguments: log p (−inf in absent rows) in float64, the mask of present rows, and the capacities."""
     if not logits.is_floating_point() or logits.dim() < 2 or 0 in logits.shape[-2:]:
         raise ValueError(
             f"logits must be floating-point of shape (*batch, n, k) with n, k >= 1, got {logits.dtype} of shape "
             f"{tuple(logits.shape)}"
         )
-    if isinstance(capacity, bool) or not isinstance(capacity, int) or capacity < 1:
-        raise ValueError(f"capacity must be an int of at least 1, got {capacity!r}")
-    k = logits.shape[-1]
+    slots = capacity_of_problems(capacity, tuple(logits.shape[:-2]), logits.device)
     present = torch.ones(logits.shape[:-1], dtype=torch.bool, device=logits.device)
     if mask is not None:
         if mask.dtype != torch.bool or mask.shape != logits.shape[:-1]:
@@ -153,12 +150,6 @@ def _router(logits: Tensor, capacity: int, mask: Tensor | None) -> tuple[Tensor,
                 f"mask must be bool of shape {tuple(logits.shape[:-1])}, got {mask.dtype} of shape {tuple(mask.shape)}"
             )
         present = mask.to(logits.device)
-    most = int(present.sum(-1).max()) if present.numel() else 0
-    if most > k * capacity:
-        raise ValueError(
-            f"capacity {capacity} is too small for n = {most} datapoints and k = {k} experts; it must be at least "
-            f"{-(-most // k)}"
-        )
     values = logits.detach().double()
     highest = values.amax(-1)
     if not bool((torch.isfinite(highest) | ~present).all()):
@@ -167,4 +158,4 @@ def _router(logits: Tensor, capacity: int, mask: Tensor | None) -> tuple[Tensor,
             "datapoint needs finite logits or -inf, and at least one expert"
         )
     log_p = torch.log_softmax(values.masked_fill(~present.unsqueeze(-1), 0.0), -1)
-    return log_p.masked_fill(~present.unsqueeze(-1), -torch.inf), present
+    return log_p.masked_fill(~present.unsqueeze(-1), -torch.inf), present, slots

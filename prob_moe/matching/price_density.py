@@ -15,6 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from prob_moe.matching._capacity import capacity_of_problems
+
 
 class PriceStructure(NamedTuple):
     """Which prices of an assignment are coordinates of the density, and which experts can exchange datapoints.
@@ -31,7 +33,7 @@ class PriceStructure(NamedTuple):
     feasible: Tensor
 
 
-def price_structure(logits: Tensor, assignment: Tensor, capacity: int) -> PriceStructure:
+def price_structure(logits: Tensor, assignment: Tensor, capacity: int | Tensor) -> PriceStructure:
     """Components and coordinates of the shadow prices of ``assignment``.
 
     Edge a → b of the exchange graph means that expert a could give something up in favour of b: a datapoint at a whose
@@ -45,12 +47,12 @@ def price_structure(logits: Tensor, assignment: Tensor, capacity: int) -> PriceS
     :param logits: router logits φ, (\\*batch, n, k), −inf where a pair is forbidden.
     :param assignment: expert of each datapoint, long, (\\*batch, n), −1 where absent; its batch broadcasts with that
         of ``logits``.
-    :param capacity: datapoints an expert can hold, a positive int.
+    :param capacity: datapoints an expert can hold, a positive int or a long tensor (\\*batch).
     :return: a :class:`PriceStructure`. Cost O(nk), plus O(nk² + k³ log k) if any logit is −inf.
     :raises ValueError: for wrong shapes, dtypes, capacity, an entry that names no expert, or logits that are NaN or
         +inf.
     """
-    _check(logits, assignment, capacity)
+    _check(logits, assignment)
     finite = torch.isfinite(logits)
     masked = not bool(finite.all())
     if masked and bool((~finite & (logits != -torch.inf)).any()):
@@ -62,8 +64,9 @@ def price_structure(logits: Tensor, assignment: Tensor, capacity: int) -> PriceS
     expert = assignment.clamp(min=0)
     load = torch.zeros(*batch, num_experts, dtype=torch.long, device=logits.device)
     load = load.scatter_add(-1, expert, present.long())
-    feasible = (load <= capacity).all(-1)
-    has_slot = load < capacity
+    room = capacity_of_problems(capacity, batch, logits.device).unsqueeze(-1) - load
+    feasible = (room >= 0).all(-1)
+    has_slot = room > 0
     slack = has_slot.any(-1, keepdim=True)
     index = torch.arange(num_experts, device=logits.device)
     if not masked:
@@ -85,7 +88,7 @@ def price_structure(logits: Tensor, assignment: Tensor, capacity: int) -> PriceS
     return PriceStructure(component, free, free & reaches_slot, feasible)
 
 
-def price_log_density(logits: Tensor, assignment: Tensor, prices: Tensor, capacity: int) -> Tensor:
+def price_log_density(logits: Tensor, assignment: Tensor, prices: Tensor, capacity: int | Tensor) -> Tensor:
     """Joint log-density log p(Z, v) of the optimal assignment and its shadow prices under Gumbel noise, in closed form.
 
     Lebesgue measure on the coordinates that :func:`price_structure` calls free: all experts but the root where every
@@ -97,7 +100,7 @@ def price_log_density(logits: Tensor, assignment: Tensor, prices: Tensor, capaci
     :param logits: router logits φ, (\\*batch, n, k), −inf where a pair is forbidden.
     :param assignment: expert of each datapoint, long, (\\*batch, n), −1 where absent.
     :param prices: shadow prices v, (\\*batch, k). The batches of all three broadcast.
-    :param capacity: datapoints an expert can hold, a positive int.
+    :param capacity: datapoints an expert can hold, a positive int or a long tensor (\\*batch).
     :return: nats, (\\*batch,); −inf where the assignment or the prices lie outside the support.
     :raises ValueError: for wrong shapes, dtypes or capacity, or logits that are NaN or +inf.
 
@@ -185,9 +188,7 @@ def _transitive_closure(edges: Tensor) -> Tensor:
     return reach
 
 
-def _check(logits: Tensor, assignment: Tensor, capacity: int) -> None:
-    if isinstance(capacity, bool) or not isinstance(capacity, int) or capacity < 1:
-        raise ValueError(f"capacity must be a positive int, got {capacity!r}.")
+def _check(logits: Tensor, assignment: Tensor) -> None:
     if logits.dim() < 2 or not logits.is_floating_point() or logits.shape[-1] < 1:
         raise ValueError(
             f"logits must be floating point of shape (*batch, n, k), got {logits.dtype} of shape {tuple(logits.shape)}."

@@ -3,11 +3,12 @@
 import torch
 from torch import Tensor
 
+from prob_moe.matching._capacity import capacity_of_problems
 from prob_moe.matching._forest import round_batch
 
 
 def dependent_rounding(
-    marginals: Tensor, *, capacity: int | None = None, generator: torch.Generator | None = None
+    marginals: Tensor, *, capacity: int | Tensor | None = None, generator: torch.Generator | None = None
 ) -> Tensor:
     """Draw z with P(z_i = j) = r_ij exactly and loads that differ from Σ_i r_ij by less than 1.
 
@@ -23,8 +24,9 @@ def dependent_rounding(
     of the CPU: ``torch.manual_seed`` determines the draw, on whatever device ``marginals`` live.
 
     :param marginals: r, (\\*batch, n, k) float32 or float64, entries >= 0, row sums <= 1.
-    :param capacity: c; columns whose sum exceeds it by no more than the rounding of their dtype are scaled down to c.
-        Wanted for float32 marginals, where a sum of 32.00001 could otherwise become 33; None leaves the columns free.
+    :param capacity: c, a positive int or a long tensor (\\*batch); columns whose sum exceeds it by no more than the
+        rounding of their dtype are scaled down to c. Wanted for float32 marginals, where a sum of 32.00001 could
+        otherwise become 33; None leaves the columns free.
     :param generator: source of the randomness.
     :returns: long (\\*batch, n), on the device of ``marginals``: the expert, or −1 where dropped.
     :raises ValueError: if the marginals have the wrong type or shape, are negative or nan, or exceed a bound.
@@ -52,15 +54,16 @@ def dependent_rounding(
         )
     r = r / rows.clamp(min=1.0)
     if capacity is not None:
-        if isinstance(capacity, bool) or not isinstance(capacity, int) or capacity < 1:
-            raise ValueError(f"capacity must be None or an int of at least 1, got {capacity!r}")
+        slots = capacity_of_problems(capacity, tuple(batch)).double()[..., None, None]
         columns = r.sum(-2, keepdim=True)
-        if bool((columns > capacity * (1 + rounding)).any()):
+        excess = columns / slots
+        if bool((excess > 1 + rounding).any()):
+            worst = int(excess.argmax())
             raise ValueError(
-                f"marginals must have column sums of at most capacity {capacity}, got {columns.max().item()}; "
-                "minimum_variance_marginals and router_marginals return such"
+                f"marginals must have column sums of at most capacity {int(slots.flatten()[worst // k])}, got "
+                f"{columns.flatten()[worst].item()}; minimum_variance_marginals and router_marginals return such"
             )
-        r = r * (capacity / columns).clamp(max=1.0)
+        r = r * excess.reciprocal().clamp(max=1.0)
     device = torch.device("cpu") if generator is None else generator.device
     draws = torch.rand((*batch, n + (n + 1) * k), dtype=torch.float64, device=device, generator=generator).cpu()
     draws = draws.view(-1, n + (n + 1) * k)

@@ -7,7 +7,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from prob_moe.distributions.base import capacity_from_factor, check_logit_values, check_logits, check_mask
+from prob_moe.distributions.base import check_logit_values, check_logits, check_mask
+from prob_moe.distributions.capacity import capacity_from_factor
 from prob_moe.experts import BatchedExperts
 from prob_moe.experts.validation import check_positive_int, should_check_values
 

@@ -36,12 +36,17 @@ def test_contract(distribution: type[AssignmentDistribution]) -> None:
 
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 def test_capacity_factor(distribution: type[AssignmentDistribution]) -> None:
-    assert distribution(logits_of(10, 4), capacity_factor=1.1).capacity == 3
-    assert distribution(logits_of(10, 1), capacity_factor=1.1).capacity == 11
+    for k, capacity in ((4, 3), (1, 11)):
+        routing = distribution(logits_of(10, k), capacity_factor=1.1)
+        assert routing.capacity == (capacity if distribution.limited else None)
+        assert routing.slots == (min(capacity, 10) if distribution.limited else 10)
 
 
 BAD_ARGUMENTS = [
     (dict(logits=torch.zeros(6, 3), capacity=0), "capacity must be a positive int, got 0"),
+    (dict(logits=torch.zeros(6, 3), capacity=torch.tensor(0)), "capacity must be positive for every .*, got 0"),
+    (dict(logits=torch.zeros(6, 3), capacity=torch.tensor(2.0)), "capacity must be .* got a tensor of torch.float32"),
+    (dict(logits=torch.zeros(6, 3), capacity=torch.ones(2).long()), r"capacity of shape \(2,\) does not broadcast"),
     (dict(logits=torch.zeros(6, 3), capacity=2.0), "capacity must be a positive int, got 2.0"),
     (dict(logits=torch.zeros(6, 3), capacity=True), "capacity must be a positive int, got True"),
     (dict(logits=torch.zeros(6, 3), capacity_factor=-1.0), "capacity_factor must be positive"),
@@ -64,10 +69,15 @@ def test_bad_arguments(distribution: type[AssignmentDistribution], arguments: di
         distribution(logits, validate_args=True, **{k: v for k, v in arguments.items() if k != "logits"})
 
 
-@pytest.mark.parametrize("distribution", [CapacitySkip, GumbelMatching])
-def test_too_many_datapoints(distribution: type[AssignmentDistribution]) -> None:
-    with pytest.raises(ValueError, match=r"n = 7 datapoints exceed .* 3 \* 2 slots .*\(7, 3\).*at least 3"):
-        distribution(torch.zeros(7, 3), capacity=2)
+def test_too_many_datapoints() -> None:
+    message = r"n = 7 datapoints exceed .* 3 \* 2 slots .*\(7, 3\).*at least 3.*CapacitySkip or DependentRounding"
+    for arguments in ({"capacity": 2}, {"capacity_factor": 0.8}, {"capacity": torch.tensor(2)}):
+        with pytest.raises(ValueError, match=message):
+            GumbelMatching(torch.zeros(7, 3), **arguments)
+
+
+@pytest.mark.parametrize("distribution", [CapacitySkip, GumbelMatching, DependentRounding])
+def test_a_capacity_is_needed(distribution: type[AssignmentDistribution]) -> None:
     with pytest.raises(ValueError, match="one of capacity and capacity_factor"):
         distribution(torch.zeros(7, 3))
 

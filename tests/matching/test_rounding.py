@@ -205,8 +205,8 @@ def test_batch_members_are_independent():
         ({"marginals": torch.full((4, 2), torch.nan)}, "nonnegative"),
         ({"marginals": torch.ones(4, 2)}, "row sums of at most 1, got 2"),
         ({"marginals": torch.full((4, 2), 0.5), "capacity": 1}, "column sums of at most capacity 1, got 2"),
-        ({"capacity": 0}, "capacity must be None or an int"),
-        ({"capacity": 1.5}, "capacity must be None or an int"),
+        ({"capacity": 0}, "capacity must be a positive int"),
+        ({"capacity": 1.5}, "capacity must be a positive int"),
     ],
 )
 def test_wrong_arguments(arguments, message):

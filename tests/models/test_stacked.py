@@ -68,14 +68,15 @@ def test_router_objective_with_leave_one_out_over_vectorised_particles(assignmen
     assert standard_errors_off(torch.stack(draws), exact) < 5
 
 
-def exact_balanced_objective(model: StackedMixture, x: Tensor, y: Tensor, capacity: int) -> Tensor:
-    """The second layer of those whom the first has processed, by enumeration; the others count nothing."""
+def exact_balanced_objective(model: StackedMixture, x: Tensor, y: Tensor) -> Tensor:
+    """The second layer of those whom the first has processed, by enumeration; the others count nothing, no slot."""
     first = model.routing(x)
     total = torch.zeros((), dtype=torch.float64)
     for z1 in first.enumerate_support():
         present = z1 >= 0
         hidden = model.experts.dense(x)[torch.arange(len(x)), z1.clamp(min=0)]
-        second = model.second.assignment(model.second.router(hidden)[present], capacity=capacity)
+        factor = model.second.capacity_factor
+        second = model.second.assignment(model.second.router(hidden)[present], capacity_factor=factor)
         f = model.second.log_likelihoods(hidden, y)[present]
         for z2 in second.enumerate_support():
             reward = (f.gather(-1, z2.clamp(min=0).unsqueeze(-1)).squeeze(-1) * (z2 >= 0)).sum()
@@ -87,7 +88,7 @@ def exact_balanced_objective(model: StackedMixture, x: Tensor, y: Tensor, capaci
 def test_balanced_objective_against_enumeration_of_both_layers(elbo: type) -> None:
     model, (x, y) = stacked(CapacitySkip), data(3)
     parameters = list(model.parameters())
-    exact = torch.autograd.grad(exact_balanced_objective(model, x, y, capacity=2), parameters)
+    exact = torch.autograd.grad(exact_balanced_objective(model, x, y), parameters)
     estimator, pair, draws = elbo(), balanced_objective(model), []
     for _ in range(200):
         model.zero_grad()
@@ -105,7 +106,7 @@ def test_leave_one_out_through_two_matchings(first: type) -> None:
         *balanced_objective(model),
         LeaveOneOut_ELBO(),
         *(x, y),
-        exact=lambda x, y: exact_balanced_objective(model, x, y, capacity=2),
+        exact=lambda x, y: exact_balanced_objective(model, x, y),
         parameters=model,
         num_samples=200,
     )

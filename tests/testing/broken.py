@@ -249,8 +249,8 @@ class RepeatsItself(IndependentRouting):
 
 
 class TakesAnyCapacity(CapacitySkip):
-    def _resolve_capacity(self, capacity: int | None, factor: float | None, n: int, k: int) -> int | None:
-        return capacity
+    def __init__(self, logits: Tensor, *, capacity: Any, **options: Any) -> None:
+        super().__init__(logits, capacity=max(1, int(capacity)), **options)
 
 
 class TakesNaN(CapacitySkip):
@@ -259,6 +259,6 @@ class TakesNaN(CapacitySkip):
 
 
 class RefusesByAssertion(CapacitySkip):
-    def _resolve_capacity(self, capacity: int | None, factor: float | None, n: int, k: int) -> int | None:
+    def __init__(self, logits: Tensor, *, capacity: Any, **options: Any) -> None:
         assert isinstance(capacity, int), "capacity"
-        return super()._resolve_capacity(capacity, factor, n, k)
+        super().__init__(logits, capacity=capacity, **options)

@@ -136,15 +136,20 @@ def seeds(setting: Setting) -> str:
 
 
 def refusals(setting: Setting) -> str:
-    """Too many datapoints, NaN logits and a bad capacity are refused by a ValueError that names the argument."""
+    """
+    NaN logits, a bad capacity and, where nobody can be dropped, too many datapoints are refused by a ValueError that
+    names the argument.
+    """
     size = setting.sizes[0]
-    limited = setting.routing(size).limited
+    limited, drops = setting.routing(size).limited, setting.routing(size).drops
     logits = setting.logits(size)
     _expect_refused(setting, "NaN logits", "logits", logits.masked_fill(logits > 0, torch.nan), size.capacity)
     if not limited:
         raise ClauseSkipped("NaN logits are refused; limited is False, so capacity was not tried")
     for bad in (0, -1, 1.5):
         _expect_refused(setting, f"capacity={bad}", "capacity", logits, bad)
+    if drops:
+        return ""
     crowd = torch.zeros(size.num_experts * size.capacity + 1, size.num_experts, device=setting.device)
     _expect_refused(setting, f"{len(crowd)} datapoints for {len(crowd) - 1} slots", "capacity", crowd, size.capacity)
     return ""
