@@ -126,10 +126,3 @@ def digits_mixture(
         capacity_factor=capacity_factor,
         baseline=layer_baseline(),
     )
-
-
-@torch.no_grad()
-def log_predictive(model: MixtureOfExperts | StackedMixture, x: Tensor) -> Tensor:
-    """:returns: log p(class | x_i) with routing summed out, nats, (n, classes)."""
-    labels = torch.arange(NUM_CLASSES, device=x.device).unsqueeze(-1).expand(NUM_CLASSES, len(x))
-    return model.marginal_log_likelihood(x, labels).mT

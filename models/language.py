@@ -14,6 +14,7 @@ from models.text import NUM_BYTES
 from prob_moe.distributions import AssignmentDistribution
 from prob_moe.experts import BatchedExperts
 from prob_moe.experts.validation import check_positive_int
+from prob_moe.layer_parts import baseline_infer, outside_plate, process
 
 
 class CausalAttention(nn.Module):
@@ -100,6 +101,7 @@ class ExpertBlock(PyroModule):
         baseline: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        baseline_infer(baseline, torch.empty(0))
         self.site = site
         self.router = router
         self.norm = nn.LayerNorm(experts.in_features)
@@ -108,20 +110,20 @@ class ExpertBlock(PyroModule):
         self.capacity_factor = capacity_factor
         self.baseline = baseline
 
-    def forward(self, h: Tensor, x: Tensor) -> Tensor:
+    def forward(self, h: Tensor, x: Tensor, *, everybody: bool = False) -> Tensor:
         """
         Draw the assignment of every sequence, and let the experts work; a dropped byte's output is 0.
 
         :param h: (*, B, T, d).
         :param x: bytes, long (B, T).
+        :param everybody: whether a dropped byte is processed too, by the expert that its router chose.
         """
         routing = self.assignment(self.router(x).unsqueeze(-3), capacity_factor=self.capacity_factor)
-        infer = {} if self.baseline is None else {"baseline": self.baseline}
-        z = pyro.sample(self.site, routing, infer=infer).squeeze(-2)
+        z = outside_plate(pyro.sample(self.site, routing, infer=baseline_infer(self.baseline, h)))
         h = self.norm(h).expand(z.shape + h.shape[-1:])
-        return self.experts(h, z, capacity=routing.slots)
+        return process(self.experts, h, z, routing, None, everybody=everybody)
 
-    def serve(self, h: Tensor, x: Tensor, sample: bool) -> tuple[Tensor, Tensor]:
+    def unlimited(self, h: Tensor, x: Tensor, sample: bool) -> tuple[Tensor, Tensor]:
         """:returns: outputs (B, T, d), and every byte's expert by its own router, long (B, T)."""
         logits = self.router(x)
         z = dist.Categorical(logits=logits).sample() if sample else logits.argmax(-1)
@@ -149,11 +151,11 @@ class LanguageModel(PyroModule):
     :class:`~prob_moe.estimators.TraceRouting_ELBO` takes the cost of each byte for all that its expert changes: here it
     is the *surrogate* of the router objective, and biased.
 
-    **Serving is causal.** A matching of a sequence lets the expert of a byte depend on later bytes: as a predictor it
-    would look ahead. :meth:`serve` and :meth:`generate` therefore let every byte go where its own router says, without
-    capacity; what is measured on held-out text is always that. In training the whole sequence is given, and a matching
-    of it balances the load; the prediction of a byte can then depend on later ones through the assignment, which the
-    served model has no use for.
+    **Predictions are causal.** A matching of a sequence lets the expert of a byte depend on later bytes: as a predictor
+    it would look ahead. :meth:`predict` and :meth:`generate` therefore let every byte go where its own router says,
+    without capacity; what is measured on held-out text is always that. In training the whole sequence is given, and a
+    matching of it balances the load; the prediction of a byte can then depend on later ones through the assignment,
+    which the served model has no use for.
 
     With one expert this is the *dense model of equal compute*: every byte passes the same path of the same width.
 
@@ -222,22 +224,36 @@ class LanguageModel(PyroModule):
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """
         :param x: bytes, long (B, T) with T at most ``context``.
-        :param y: the bytes that follow, long (B, T), or None to draw them.
+        :param y: the bytes that follow, long (B, T), or None to draw them; then nobody is dropped.
         :returns: y.
-        :raises ValueError: if x is too long, or no pair of dimensions.
+        :raises ValueError: if x is empty, too long, or no pair of dimensions, or y has another shape.
         """
         h = self._embedded(x)
+        if y is not None and y.shape != x.shape:
+            raise ValueError(f"y must have the shape of x, {tuple(x.shape)}, got {tuple(y.shape)}")
         with pyro.plate("sequences", x.shape[0], dim=-2):
             for attention, feed_forward in zip(self.attention, self.feed_forward):
                 h = h + attention(h)
-                h = h + (feed_forward(h, x) if isinstance(feed_forward, ExpertBlock) else feed_forward(h))
+                if isinstance(feed_forward, ExpertBlock):
+                    h = h + feed_forward(h, x, everybody=y is None)
+                else:
+                    h = h + feed_forward(h)
             with pyro.plate("bytes", x.shape[1], dim=-1):
                 return pyro.sample("y", dist.Categorical(logits=self.readout(self.norm(h))), obs=y)
 
     @torch.no_grad()
-    def serve(self, x: Tensor, *, sample: bool = False) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def predict(self, x: Tensor, *, sample: bool = False) -> dist.Categorical:
         """
-        Logits for serving. Causal: what is said of a byte depends on nothing that follows it.
+        The law of the next bytes, (B, T), see :meth:`causal_logits`.
+
+        :param sample: draw every byte's expert from its router; else the router's favourite is used.
+        """
+        return dist.Categorical(logits=self.causal_logits(x, sample=sample)[0])
+
+    @torch.no_grad()
+    def causal_logits(self, x: Tensor, *, sample: bool = False) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """
+        Logits of the next bytes, where what is said of a byte depends on nothing that follows it.
 
         :param x: bytes, long (B, T).
         :param sample: draw every byte's expert from its router; else the router's favourite is used.
@@ -247,7 +263,7 @@ class LanguageModel(PyroModule):
         for attention, feed_forward in zip(self.attention, self.feed_forward):
             h = h + attention(h)
             if isinstance(feed_forward, ExpertBlock):
-                out, z = feed_forward.serve(h, x, sample)
+                out, z = feed_forward.unlimited(h, x, sample)
                 assignments.append(z)
             else:
                 out = feed_forward(h)
@@ -257,12 +273,12 @@ class LanguageModel(PyroModule):
     @torch.no_grad()
     def generate(self, prompt: Tensor, length: int, *, temperature: float = 1.0, sample: bool = False) -> Tensor:
         """
-        Draw text, byte by byte, by the causal model that serves.
+        Draw text, byte by byte, by the causal model.
 
         :param prompt: bytes, long (t,) with t >= 1.
         :param length: bytes to draw.
         :param temperature: divides the logits.
-        :param sample: as in :meth:`serve`.
+        :param sample: as in :meth:`causal_logits`.
         :returns: prompt and what was drawn, long (t + length,).
         :raises ValueError: on an empty prompt, or a temperature that is not positive.
         """
@@ -272,11 +288,13 @@ class LanguageModel(PyroModule):
             raise ValueError(f"temperature must be positive, got {temperature!r}")
         text = prompt
         for _ in range(length):
-            logits, _ = self.serve(text[None, -self.context :], sample=sample)
+            logits, _ = self.causal_logits(text[None, -self.context :], sample=sample)
             text = torch.cat([text, dist.Categorical(logits=logits[0, -1] / temperature).sample((1,))])
         return text
 
     def _embedded(self, x: Tensor) -> Tensor:
-        if x.dim() != 2 or x.shape[1] > self.context:
-            raise ValueError(f"x must have shape (sequences, T) with T <= {self.context}, got {tuple(x.shape)}")
+        if x.dim() != 2 or not x.numel() or x.shape[1] > self.context:
+            raise ValueError(
+                f"x must have shape (sequences, T) with at least one byte and T <= {self.context}, got {tuple(x.shape)}"
+            )
         return self.bytes(x) + self.places[: x.shape[1]]

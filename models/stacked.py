@@ -5,12 +5,23 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.distributions import TorchDistribution
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from prob_moe.distributions import AssignmentDistribution
 from prob_moe.experts import BatchedExperts
-from prob_moe.mixture import MixtureOfExperts, baseline_infer, outside_plate
+from prob_moe.layer_parts import (
+    baseline_infer,
+    check_datapoints,
+    check_experts,
+    likelihood_of,
+    outside_plate,
+    process,
+    router_logits,
+)
+from prob_moe.mixture import MixtureOfExperts
+from prob_moe.prediction import mix, most_probable
 
 
 class StackedMixture(PyroModule):
@@ -46,6 +57,8 @@ class StackedMixture(PyroModule):
         baseline: nn.Module | dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        check_experts(experts)
+        baseline_infer(baseline, torch.empty(0))
         self.router = router
         self.experts = experts
         self.second = second
@@ -53,53 +66,62 @@ class StackedMixture(PyroModule):
         self.capacity_factor = capacity_factor
         self.baseline = baseline
 
-    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """
         :param x: datapoints, (n, d).
-        :param y: observations, (n, ...), or None to draw them.
+        :param y: observations, (n, ...), or None to draw them; then nobody is dropped, see :class:`MixtureOfExperts`.
+        :param mask: bool (n,), False for padding.
         :returns: the observations.
         """
-        routing = self.routing(x)
-        z = pyro.sample("first", routing, infer=baseline_infer(self.baseline, x))
-        hidden, present = self._first_layer(x, outside_plate(z), routing)
-        return self.second(hidden, y, present)
+        x, mask = check_datapoints(x, mask)
+        routing = self.routing(x, mask)
+        z = outside_plate(pyro.sample("first", routing, infer=baseline_infer(self.baseline, x)))
+        x = x.expand(z.shape + x.shape[-1:])
+        mask = None if mask is None else mask.expand(z.shape)
+        hidden = process(self.experts, x, z, routing, mask, everybody=y is None)
+        if routing.drops and y is not None:
+            mask = z >= 0  # which padding is not
+        return self.second(hidden, y, mask)
 
-    def routing(self, x: Tensor) -> AssignmentDistribution:
+    def routing(self, x: Tensor, mask: Tensor | None = None) -> AssignmentDistribution:
         """The first layer's assignment distribution."""
-        return self.assignment(self.router(x), capacity_factor=self.capacity_factor)
-
-    def _first_layer(self, x: Tensor, z: Tensor, routing: AssignmentDistribution) -> tuple[Tensor, Tensor | None]:
-        """Outputs (*, n, d) of the first layer, and who goes on to the second (None for everybody)."""
-        hidden = self.experts(x.expand(z.shape + x.shape[-1:]), z, capacity=routing.slots)
-        return hidden, z >= 0 if routing.drops else None
+        x, mask = check_datapoints(x, mask)
+        options = {} if mask is None else {"mask": mask}
+        logits = router_logits(self.router, x, self.experts)
+        return self.assignment(logits, capacity_factor=self.capacity_factor, **options)
 
     # The model with routing summed out -------------------------------------------------------------------------------
 
-    def _paths(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _paths(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Router log-probabilities of the first layer, (k1, n), and what each of its experts puts out, (k1, n, d)."""
-        return self.router(x).log_softmax(-1).mT, self.experts.dense(x).movedim(-2, 0)
+        x, _ = check_datapoints(x, mask)
+        log_p = router_logits(self.router, x, self.experts).log_softmax(-1)
+        return log_p.mT, self.experts.dense(x).movedim(-2, 0)
 
-    def router_objective(self, x: Tensor, y: Tensor) -> Tensor:
-        """:returns: the exact router objective, nats, a scalar."""
-        log_p, hidden = self._paths(x)
-        probabilities = (log_p.unsqueeze(-1) + self.second.router(hidden).log_softmax(-1)).exp()
-        return (probabilities * self.second.log_likelihoods(hidden, y)).sum()
+    def router_objective(self, x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
+        """:returns: the exact router objective over present datapoints, nats, a scalar."""
+        log_p, hidden = self._paths(x, mask)
+        probabilities = log_p.unsqueeze(-1).exp() * self.second.responsibilities(hidden, mask=mask)
+        return (probabilities * self.second.log_likelihoods(hidden, y, mask)).sum()
 
-    def marginal_log_likelihood(self, x: Tensor, y: Tensor) -> Tensor:
+    def marginal_log_likelihood(self, x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
         r""":returns: :math:`\log p(y_i | x_i)`, the sum over both layers' experts, nats, (*, n) for y of (*, n)."""
-        log_p, hidden = self._paths(x)
-        return (log_p + self.second.marginal_log_likelihood(hidden, y.unsqueeze(-2))).logsumexp(-2)
+        log_p, hidden = self._paths(x, mask)
+        marginal = (log_p + self.second.marginal_log_likelihood(hidden, y.unsqueeze(-2), mask)).logsumexp(-2)
+        return marginal if mask is None else marginal.masked_fill(~mask, 0.0)
 
-    @torch.no_grad()
-    def serve(self, x: Tensor, *, sample: bool = False) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def predict(self, x: Tensor, *, num_selected: int | None = None, mask: Tensor | None = None) -> TorchDistribution:
         """
-        Outputs for serving: zero rows where a layer dropped the datapoint.
+        The law of y given x over both layers' experts, see :meth:`MixtureOfExperts.predict`.
 
-        :param sample: draw the assignments; else their ``mode`` is used.
-        :returns: outputs (n, out), and both layers' assignments, (n,) each.
+        :param num_selected: of either layer, the most probable experts only, with renormalised probabilities.
+        :returns: batch shape (n,).
         """
-        routing = self.routing(x)
-        first = routing.sample() if sample else routing.mode
-        hidden, present = self._first_layer(x, first, routing)
-        out, second = self.second.serve(hidden, sample=sample, mask=present)
-        return out, (first, second)
+        log_p, hidden = self._paths(x, mask)
+        log_p, hidden = most_probable(log_p.mT, hidden.movedim(0, -2), num_selected)  # (n, m), (n, m, d)
+        num_datapoints, num_paths = log_p.shape
+        second = None if mask is None else mask.unsqueeze(-1).expand(log_p.shape).flatten()
+        log_p2, out = self.second.weighted_outputs(hidden.flatten(0, 1), num_selected=num_selected, mask=second)
+        log_p = log_p.unsqueeze(-1) + log_p2.reshape(num_datapoints, num_paths, -1)
+        paths = out.reshape(num_datapoints, -1, out.shape[-1])
+        return mix(log_p.flatten(-2), likelihood_of(paths, self.second.likelihood))

@@ -7,12 +7,22 @@ import pyro
 import torch
 from pyro.distributions import TorchDistribution
 from pyro.nn import PyroModule
-from pyro.ops.provenance import detach_provenance
 from torch import Tensor, nn
 
 from prob_moe.distributions import AssignmentDistribution, GumbelMatching
-from prob_moe.distributions.support import router_choices
 from prob_moe.experts import BatchedExperts
+from prob_moe.layer_parts import (
+    baseline_infer,
+    check_datapoints,
+    check_experts,
+    check_observations,
+    likelihood_of,
+    outside_plate,
+    process,
+    router_logits,
+)
+from prob_moe.padding import fill
+from prob_moe.prediction import mix, most_probable
 from prob_moe.routers.losses import check_weight, load_balancing_loss
 
 
@@ -25,8 +35,9 @@ class MixtureOfExperts(PyroModule):
         y_i \sim \mathrm{likelihood}(\mathrm{expert}_{z_i}(x_i)).
 
     Sites: ``assignment`` (value (*, n), outside the data plate) and ``y`` in ``plate("data", n, dim=-1)``. Dropped
-    datapoints and padding contribute no likelihood. Leading dimensions of ``x`` (*batch, n, d) are batches with
-    a capacity each; call the model in plates for them, at dims -2 and further left.
+    datapoints and padding contribute no likelihood, and what stands in padding changes nothing. Where y is drawn, a
+    dropped datapoint is processed too, by the expert that its router chose. Leading dimensions of ``x`` (*batch, n, d)
+    are batches with a capacity each; call the model in plates for them, at dims -2 and further left.
 
     Train it with :class:`~prob_moe.estimators.TraceRouting_ELBO` (router objective), or with Pyro's own ELBOs on
     :func:`~prob_moe.estimators.balanced_objective`.
@@ -39,8 +50,10 @@ class MixtureOfExperts(PyroModule):
     :param capacity: the most datapoints an expert processes per batch; or
     :param capacity_factor: capacity = ceil(capacity_factor * n / k) for a batch of n datapoints, padding not counted.
     :param baseline: Pyro's ``infer["baseline"]`` options, or a module (*batch, n, d) -> (*batch, n), trained along.
-    :param load_balancing: weight of :func:`~prob_moe.routers.load_balancing_loss`, per datapoint. Under a
-        procedure that balances by itself the shares of its choices hardly vary, and the loss pulls at nothing.
+    :param load_balancing: weight of :func:`~prob_moe.routers.load_balancing_loss` on expected shares. The site
+        ``load_balancing`` is minus the weight times the number of present datapoints times the loss.
+    :raises ValueError: on arguments of the wrong kind; when called, on a router whose width is not k, on no datapoints,
+        or on observations whose shape does not fit.
 
     >>> from prob_moe.experts import BatchedExperts
     >>> from prob_moe.estimators import TraceRouting_ELBO
@@ -52,7 +65,7 @@ class MixtureOfExperts(PyroModule):
     ...     lambda out: pyro.distributions.Normal(out.squeeze(-1), 1.0),
     ...     capacity_factor=1.0,
     ... )
-    >>> elbo = TraceRouting_ELBO()(mixture, lambda x, y: None)
+    >>> elbo = TraceRouting_ELBO()(mixture, None)
     >>> elbo(x, y).backward()
     >>> mixture.router.weight.grad.shape
     torch.Size([4, 2])
@@ -76,6 +89,8 @@ class MixtureOfExperts(PyroModule):
         if (capacity is None) == (capacity_factor is None):
             raise ValueError(f"give one of capacity and capacity_factor, got {capacity} and {capacity_factor}")
         check_weight("load_balancing", load_balancing)
+        check_experts(experts)
+        baseline_infer(baseline, torch.empty(0))
         self.router = router
         self.experts = experts
         self.likelihood = likelihood
@@ -89,72 +104,110 @@ class MixtureOfExperts(PyroModule):
         """
         :param x: datapoints, (*batch, n, d).
         :param y: observations, (*batch, n, ...), or None to draw them.
-        :param mask: bool (*batch, n), False for padding.
+        :param mask: bool, broadcastable to (*batch, n), False for padding. Draws of y in padding mean nothing.
         :returns: the observations.
         """
+        x, mask = check_datapoints(x, mask)
         routing = self.routing(x, mask)
         z = pyro.sample("assignment", routing, infer=baseline_infer(self.baseline, x))
-        assignment = outside_plate(z)
         if self.load_balancing:
-            choices = router_choices(detach_provenance(z).detach())
-            penalty = load_balancing_loss(routing.logits, choices, mask) * x.shape[-2]
-            pyro.factor("load_balancing", -self.load_balancing * penalty)
+            pyro.factor("load_balancing", -self.load_balancing_penalty(routing))
+        assignment = outside_plate(z)
         x = x.expand(assignment.shape + x.shape[-1:])
-        out = self.experts(x, assignment, capacity=routing.slots, mask=mask)
+        mask = None if mask is None else mask.expand(assignment.shape)
+        out = process(self.experts, x, assignment, routing, mask, everybody=y is None)
         counted = assignment >= 0 if mask is None else (assignment >= 0) & mask
+        likelihood = likelihood_of(out, self.likelihood)
+        if y is not None:
+            check_observations(y, likelihood.event_shape, x.shape[-2])
+            y = fill(y, mask, likelihood.event_dim)
         with pyro.plate("data", x.shape[-2], dim=-1):
-            return pyro.sample("y", self.likelihood(out).mask(counted), obs=y)
+            return pyro.sample("y", likelihood.mask(counted), obs=y)
 
     def routing(self, x: Tensor, mask: Tensor | None = None) -> AssignmentDistribution:
         """The assignment distribution of a batch; its batch shape leaves dimension -1 to the data plate."""
-        logits = self.router(x)
+        x, mask = check_datapoints(x, mask)
+        logits = router_logits(self.router, x, self.experts)
         if logits.dim() > 2:
             logits = logits.unsqueeze(-3)
             mask = None if mask is None else mask.unsqueeze(-2)
         options = {} if mask is None else {"mask": mask}
         return self.assignment(logits, capacity=self.capacity, capacity_factor=self.capacity_factor, **options)
 
+    def load_balancing_penalty(self, routing: AssignmentDistribution) -> Tensor:
+        """:returns: weight times present datapoints times the loss on expected shares, of ``routing.batch_shape``."""
+        present = routing.num_datapoints if routing.mask is None else routing.mask.sum(-1)
+        return self.load_balancing * present * load_balancing_loss(routing.logits, mask=routing.mask)
+
     # The model with routing summed out -------------------------------------------------------------------------------
 
-    def log_likelihoods(self, x: Tensor, y: Tensor) -> Tensor:
+    def log_likelihoods(self, x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
         """
         Every expert on every datapoint, without sampling.
 
-        :returns: log p(y_i | x_i, z_i = j), nats, (*batch, n, k).
+        :returns: log p(y_i | x_i, z_i = j), nats, (*batch, n, k); 0 for padding.
         """
-        likelihood = self.likelihood(self.experts.dense(x))
-        return likelihood.log_prob(y.unsqueeze(y.dim() - len(likelihood.event_shape)))
+        x, mask = check_datapoints(x, mask)
+        likelihood = likelihood_of(self.experts.dense(x), self.likelihood)
+        check_observations(y, likelihood.event_shape, x.shape[-2])
+        y = fill(y, mask, likelihood.event_dim)
+        log_likelihoods = likelihood.log_prob(y.unsqueeze(y.dim() - likelihood.event_dim))
+        return log_likelihoods if mask is None else log_likelihoods.masked_fill(~mask.unsqueeze(-1), 0.0)
 
-    def router_objective(self, x: Tensor, y: Tensor) -> Tensor:
-        r""":returns: the exact :math:`R = \sum_{ij} p_{ij} f_{ij}`, nats, (*batch)."""
-        return (self.router(x).softmax(-1) * self.log_likelihoods(x, y)).sum((-2, -1))
+    def router_objective(self, x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
+        r""":returns: the exact :math:`R = \sum_{ij} p_{ij} f_{ij}` over present datapoints, nats, (*batch)."""
+        return (self._log_p(x, mask).exp() * self.log_likelihoods(x, y, mask)).sum((-2, -1))
 
-    def marginal_log_likelihood(self, x: Tensor, y: Tensor) -> Tensor:
-        r""":returns: :math:`\log \sum_j p_{ij} p(y_i | x_i, j)` of every datapoint, nats, (*batch, n)."""
-        return (self.router(x).log_softmax(-1) + self.log_likelihoods(x, y)).logsumexp(-1)
+    def marginal_log_likelihood(self, x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
+        r""":returns: :math:`\log \sum_j p_{ij} p(y_i | x_i, j)`, nats, (*batch, n); 0 for padding."""
+        marginal = (self._log_p(x, mask) + self.log_likelihoods(x, y, mask)).logsumexp(-1)
+        return marginal if mask is None else marginal.masked_fill(~mask, 0.0)
 
-    @torch.no_grad()
-    def serve(self, x: Tensor, *, sample: bool = False, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def predict(self, x: Tensor, *, num_selected: int | None = None, mask: Tensor | None = None) -> TorchDistribution:
         """
-        Outputs for serving.
+        The law of y given x: every datapoint by itself, without capacity, so nobody is dropped and a batch says of a
+        datapoint what it says alone.
 
-        :param sample: draw the assignment; else its ``mode`` is used.
-        :returns: expert outputs (*batch, n, out), and the assignment (*batch, n).
+        :param num_selected: mix the m most probable experts only, with renormalised probabilities; None: all of them.
+        :param mask: bool, broadcastable to (*batch, n), False for padding, for which the law means nothing.
+        :returns: batch shape (*batch, n): a ``MixtureSameFamily`` of the likelihood; for classes a ``Categorical`` with
+            the mixture's probabilities.
+        :raises ValueError: if m is no int from 1 to k.
+
+        >>> from prob_moe.experts import BatchedExperts
+        >>> experts = BatchedExperts(4, 2, None, 1)
+        >>> mixture = MixtureOfExperts(
+        ...     nn.Linear(2, 4), experts, lambda out: pyro.distributions.Normal(out.squeeze(-1), 1.0), capacity=5
+        ... )
+        >>> mixture.predict(torch.randn(20, 2), num_selected=2).mean.shape
+        torch.Size([20])
         """
-        routing = self.routing(x, mask)
-        assignment = outside_plate(routing.sample() if sample else routing.mode)
-        return self.experts(x, assignment, capacity=routing.slots, mask=mask), assignment
+        log_p, out = self.weighted_outputs(x, num_selected=num_selected, mask=mask)
+        return mix(log_p, likelihood_of(out, self.likelihood))
 
+    def weighted_outputs(
+        self, x: Tensor, *, num_selected: int | None = None, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """
+        What :meth:`predict` mixes.
 
-def baseline_infer(baseline: nn.Module | dict[str, Any] | None, x: Tensor) -> dict[str, Any]:
-    """The ``infer`` of an assignment site: Pyro's baseline options as given, or a module that predicts from x."""
-    if baseline is None:
-        return {}
-    if isinstance(baseline, dict):
-        return {"baseline": baseline}
-    return {"baseline": {"nn_baseline": baseline, "nn_baseline_input": x}}
+        :returns: log-probabilities (*batch, n, m) of the selected experts, and their outputs (*batch, n, m, out).
+        """
+        x, mask = check_datapoints(x, mask)
+        return most_probable(self._log_p(x, mask), self.experts.dense(x), num_selected)
 
+    def responsibilities(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """
+        :returns: probability of every expert for every datapoint, (*batch, n, k): the router's, or given y the
+            posterior's; 0 for padding.
+        """
+        log_p = self._log_p(x, mask)
+        if y is not None:
+            log_p = log_p + self.log_likelihoods(x, y, mask)
+        probabilities = log_p.softmax(-1)
+        return probabilities if mask is None else probabilities.masked_fill(~mask.unsqueeze(-1), 0.0)
 
-def outside_plate(z: Tensor) -> Tensor:
-    """Drop the dimension that the assignment site leaves to the data plate: (*, 1, n) -> (*, n)."""
-    return z.squeeze(-2) if z.dim() > 1 else z
+    def _log_p(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Router log-probabilities, (*batch, n, k)."""
+        x, _ = check_datapoints(x, mask)
+        return router_logits(self.router, x, self.experts).log_softmax(-1)

@@ -1,4 +1,4 @@
-"""The mixture as a Pyro model: shapes, Predictive, serving, exact quantities, gradients through all of it."""
+"""The mixture as a Pyro model: shapes, Predictive, exact quantities, gradients through all of it."""
 
 from functools import partial
 
@@ -70,17 +70,6 @@ def test_predictive(assignment: type[AssignmentDistribution]) -> None:
 
 
 @pytest.mark.parametrize("assignment", PROCEDURES)
-def test_serving_uses_the_mode(assignment: type[AssignmentDistribution]) -> None:
-    mixture, (x, _) = mixture_of(assignment), data()
-    out, z = mixture.serve(x)
-    assert torch.equal(z, mixture.routing(x).mode)
-    dense = mixture.experts.dense(x)
-    expected = torch.where((z >= 0).unsqueeze(-1), dense[torch.arange(6), z.clamp(min=0)], 0.0)
-    torch.testing.assert_close(out, expected)
-    assert mixture.serve(x, sample=True)[0].shape == out.shape
-
-
-@pytest.mark.parametrize("assignment", PROCEDURES)
 def test_batches_in_plates_are_independent_problems(assignment: type[AssignmentDistribution]) -> None:
     """Gradients in a plate of batches are those of the batches alone, in expectation; here: capacity and shapes."""
     mixture, (x, y) = mixture_of(assignment), data(5)
@@ -125,20 +114,25 @@ def test_dropped_and_padding_count_nothing() -> None:
     torch.testing.assert_close(log_prob[0], mixture.log_likelihoods(x, y)[0, 0])
 
 
-def test_load_balancing_is_one_at_balance_and_pulls_towards_it() -> None:
+def load_balancing_site(mixture: MixtureOfExperts, *args: Tensor) -> Tensor:
+    trace = pyro.poutine.trace(mixture).get_trace(*args)
+    trace.compute_log_prob()
+    return trace.nodes["load_balancing"]["log_prob_sum"]
+
+
+@pytest.mark.parametrize("assignment", PROCEDURES)
+def test_load_balancing_is_one_at_balance_and_pulls_towards_it(assignment: type[AssignmentDistribution]) -> None:
+    """On expected shares it pulls whatever was drawn, also where the draws are always balanced."""
     x, y = data(n=8)
-    mixture = mixture_of(IndependentRouting, k=2, load_balancing=0.5)
+    mixture = mixture_of(assignment, k=2, load_balancing=0.5)
     with torch.no_grad():
         mixture.router.weight.zero_()
         mixture.router.bias.zero_()
-    z = torch.tensor([0, 1] * 4)
-    trace = pyro.poutine.trace(pyro.condition(mixture, {"assignment": z})).get_trace(x, y)
-    trace.compute_log_prob()
     # weight * n datapoints * 1
-    torch.testing.assert_close(trace.nodes["load_balancing"]["log_prob_sum"], torch.tensor(-4.0, dtype=torch.float64))
-    crowded = pyro.poutine.trace(pyro.condition(mixture, {"assignment": 0 * z})).get_trace(x, y)
-    crowded.compute_log_prob()
-    crowded.nodes["load_balancing"]["log_prob_sum"].backward()
+    assert load_balancing_site(mixture, x, y).item() == pytest.approx(-4.0)
+    with torch.no_grad():
+        mixture.router.bias.copy_(torch.tensor([1.0, -1.0]))
+    load_balancing_site(mixture, x, y).backward()
     assert mixture.router.bias.grad[0] < 0 < mixture.router.bias.grad[1]
     TraceRouting_ELBO().loss_and_grads(mixture, no_guide, x, y)
 

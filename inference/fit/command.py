@@ -54,7 +54,7 @@ def fit(
     num_epochs: Annotated[int | None, typer.Option(help="Passes over the training data.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Datapoints a step.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Learning rate of Adam.")] = None,
-    serve: Annotated[Serve, typer.Option(help="Serve by the mode, or by a draw.")] = Serve.MODE,
+    serve: Annotated[Serve, typer.Option(help="Count loads of the mode, or of a draw.")] = Serve.MODE,
     seed: Annotated[int, typer.Option(help="First seed of parameters, order and draws.")] = 0,
     num_seeds: Annotated[int, typer.Option(help="Fits with seeds that count up from the first.")] = 1,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from inference.fit.tasks import Model, Task
+from models.assignments import assignments_of
 from models.language import LanguageModel
 from models.stacked import StackedMixture
 from prob_moe.diagnostics import (
@@ -22,20 +23,19 @@ def evaluate(
     task: Task, model: Model, data: tuple[Tensor, Tensor], sample: bool
 ) -> tuple[dict[str, float], list[Tensor]]:
     """
-    Serve a data set as one batch.
+    Predict a data set, and assign it as one batch.
 
     :param sample: whether to draw the assignment, instead of taking its mode.
     :returns: metrics by name; and, for every layer, the share of each group's datapoints that every expert processes,
         with a last column for what was dropped, (groups, k + 1).
     """
     x, y = data
-    served, assignments = model.serve(x, sample=sample)
-    layers = zip(_experts_by_layer(model), assignments if isinstance(assignments, tuple) else (assignments,))
+    layers = zip(_experts_by_layer(model), assignments_of(model, x, sample=sample))
     groups = task.groups(x, y)
-    metrics = task.metrics(model, x, y, served)
+    metrics = task.metrics(model, x, y, sample)
     use = []
     for name, (num_experts, z) in zip(("", ", layer 2"), layers):
-        z = z.flatten()  # the sequences of a text are served together
+        z = z.flatten()  # the sequences of a text count together
         loads = expert_counts(router_choices(z), z >= 0, num_experts)
         metrics[f"max/mean load{name}"] = max_mean_load(loads).item()
         metrics[f"dead experts{name}"] = dead_experts(loads).item()

@@ -11,10 +11,10 @@ from inference.fit.batches import BatchStream, Minibatches
 from inference.fit.crops import Crops
 from inference.fit.objective import Assignment, Baseline
 from inference.fit.schedule import constant, warm_up_and_cosine
-from models.digits import CostBaseline, categorical, digits_data, digits_mixture, log_predictive
+from models.digits import CostBaseline, digits_data, digits_mixture
 from models.language import LanguageModel
 from models.metrics import classification_metrics
-from models.piecewise import gaussian, piecewise_data, piecewise_mixture
+from models.piecewise import piecewise_data, piecewise_mixture
 from models.stacked import StackedMixture
 from models.text import (
     KIND_NAMES,
@@ -79,10 +79,10 @@ class Task(Protocol):
     def groups(self, x: Tensor, y: Tensor) -> Tensor:
         """:returns: the group of every datapoint, long, as many as y has entries."""
 
-    def metrics(self, model: Model, x: Tensor, y: Tensor, served: Tensor) -> dict[str, float]:
+    def metrics(self, model: Model, x: Tensor, y: Tensor, sample: bool) -> dict[str, float]:
         """
-        :param served: the outputs that were served, (*y.shape, out).
-        :returns: by name, with routing summed out and as served.
+        :param sample: whether a language model draws the expert of a byte, instead of taking its router's favourite.
+        :returns: by name, with routing summed out and as served: by the favourite expert alone, nobody dropped.
         """
 
 
@@ -115,10 +115,11 @@ class Digits(Task):
     def groups(self, x: Tensor, y: Tensor) -> Tensor:
         return y
 
-    def metrics(self, model: Model, x: Tensor, y: Tensor, served: Tensor) -> dict[str, float]:
-        summed_out = classification_metrics(log_predictive(model, x), y)
-        # A dropped datapoint has output 0 everywhere, which says nothing: the uniform distribution.
-        as_served = classification_metrics(categorical(served).logits, y)
+    @torch.no_grad()
+    def metrics(self, model: Model, x: Tensor, y: Tensor, sample: bool) -> dict[str, float]:
+        assert not isinstance(model, LanguageModel)
+        summed_out = classification_metrics(model.predict(x).logits, y)
+        as_served = classification_metrics(model.predict(x, num_selected=1).logits, y)
         return {
             "accuracy, served": as_served.accuracy.item(),
             "NLL, served (nats)": as_served.nll.item(),
@@ -161,10 +162,12 @@ class Piecewise(Task):
         return (x.squeeze(-1) >= 0.5).long()
 
     @torch.no_grad()
-    def metrics(self, model: Model, x: Tensor, y: Tensor, served: Tensor) -> dict[str, float]:
+    def metrics(self, model: Model, x: Tensor, y: Tensor, sample: bool) -> dict[str, float]:
+        assert not isinstance(model, LanguageModel)
+        served = model.predict(x, num_selected=1)
         return {
-            "RMSE, served": (served.squeeze(-1) - y).square().mean().sqrt().item(),
-            "NLL, served (nats)": -gaussian(served).log_prob(y).mean().item(),
+            "RMSE, served": (served.mean - y).square().mean().sqrt().item(),
+            "NLL, served (nats)": -served.log_prob(y).mean().item(),
             "NLL, routing summed out (nats)": -model.marginal_log_likelihood(x, y).mean().item(),
         }
 
@@ -210,9 +213,10 @@ class Language(Task):
     def groups(self, x: Tensor, y: Tensor) -> Tensor:
         return byte_kinds(x).flatten()
 
-    def metrics(self, model: Model, x: Tensor, y: Tensor, served: Tensor) -> dict[str, float]:
+    def metrics(self, model: Model, x: Tensor, y: Tensor, sample: bool) -> dict[str, float]:
         text = _to_text((x, y)).cpu()
-        nats = torch.nn.functional.cross_entropy(served.flatten(0, -2), y.flatten())
+        assert isinstance(model, LanguageModel)
+        nats = -model.predict(x, sample=sample).log_prob(y).mean()
         return {
             "bits per byte": nats.item() / math.log(2),
             "reference: unigram entropy of this part (bits)": unigram_entropy(text),

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from inference.fit.run import Fit
+from models.assignments import assignments_of
 from prob_moe.diagnostics import LEAST_WEIGHTS, RoutingRecorder, effective_sample_size, pareto_k
 from prob_moe.distributions import AssignmentDistribution
 
@@ -68,8 +69,7 @@ def routing_view(fit: Fit) -> RoutingView | None:
     if not recorder.draws:
         return None
     weights = [routing.importance_weights(z).double().reshape(-1) for routing, z in recorder.draws.values()]
-    _, assignments = fit.model.serve(x, sample=fit.options.sample)
-    served = assignments if isinstance(assignments, tuple) else (assignments,)
+    served = assignments_of(fit.model, x, sample=fit.options.sample)
     return RoutingView(
         x,
         y,

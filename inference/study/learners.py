@@ -49,19 +49,16 @@ class Learner(nn.Module, ABC):
 
 
 class MixtureLearner(Learner):
-    r"""
+    """
     Routing is a random variable: it is summed out of the predictive, and the most probable expert serves.
 
-    The load-balancing loss is :math:`k \sum_j P_j P_j` with one P held fixed: Switch's loss in expectation, where
-    datapoints choose independently. Counted from the draws, as Switch counts, it would be constant, and its gradient
-    0, under a procedure that balances by itself.
+    The load-balancing loss is the one on expected shares, :func:`~prob_moe.routers.load_balancing_loss`.
     """
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
         loss = self.minus_objective(x, y)
         if self.load_balancing:
-            mean = self.mixture.router(x).softmax(-1).mean(-2)
-            loss = loss + self.load_balancing * mean.shape[-1] * (mean.detach() * mean).sum()
+            loss = loss + self.load_balancing * load_balancing_loss(self.mixture.router(x)).sum()
         return loss
 
     @abstractmethod

@@ -8,6 +8,7 @@ from pyro.poutine.util import is_validation_enabled
 from torch import Tensor
 
 from prob_moe.distributions.capacity import check_capacity_values, check_room, describe_capacity, resolve_capacity
+from prob_moe.distributions.stock_elbos import refuse_stock_elbos
 from prob_moe.distributions.support import AssignmentConstraint, expert_counts, router_choices, router_logits
 from prob_moe.matching import solve_assignment
 
@@ -133,6 +134,16 @@ class AssignmentDistribution(TorchDistribution):
         super(AssignmentDistribution, new).__init__(batch_shape, self.event_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
+
+    def __call__(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        """
+        A draw, as Pyro makes it at a site.
+
+        :raises ValueError: if one of Pyro's own ELBOs runs a model with this site and a guide without it.
+        """
+        refuse_stock_elbos(type(self).__name__)
+        draw: Tensor = super().__call__(sample_shape)
+        return draw
 
     def __repr__(self) -> str:
         shape = tuple(self.logits.shape)

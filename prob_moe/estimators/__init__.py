@@ -3,6 +3,15 @@
 from prob_moe.estimators.balanced import ScoreOnly, balanced_objective
 from prob_moe.estimators.baselines import BaselineOptions, Baselines
 from prob_moe.estimators.leave_one_out import LeaveOneOut_ELBO
+from prob_moe.estimators.right_ways import RIGHT_WAYS
 from prob_moe.estimators.trace_routing_elbo import TraceRouting_ELBO
 
-__all__ = ["BaselineOptions", "Baselines", "LeaveOneOut_ELBO", "ScoreOnly", "TraceRouting_ELBO", "balanced_objective"]
+__all__ = [
+    "RIGHT_WAYS",
+    "BaselineOptions",
+    "Baselines",
+    "LeaveOneOut_ELBO",
+    "ScoreOnly",
+    "TraceRouting_ELBO",
+    "balanced_objective",
+]

@@ -10,6 +10,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from prob_moe.distributions import AssignmentDistribution
+from prob_moe.distributions.stock_elbos import refuse_stock_elbos
 from prob_moe.estimators.sites import Program, Site, is_assignment
 
 
@@ -36,6 +37,12 @@ class ScoreOnly(TorchDistribution):
 
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
         return self.procedure.sample(sample_shape)
+
+    def __call__(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        """:raises ValueError: where the guide that belongs to the model was left out, and no score function is."""
+        refuse_stock_elbos(type(self.procedure).__name__)
+        draw: Tensor = super().__call__(sample_shape)
+        return draw
 
     def log_prob(self, value: Tensor) -> Tensor:
         """:returns: zeros that still know where ``value`` comes from."""

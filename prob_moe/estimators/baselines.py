@@ -1,13 +1,14 @@
 """Baselines for the score function at an assignment site, read from Pyro's own ``infer={"baseline": {...}}``."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from prob_moe.estimators.sites import Site
+from prob_moe.padding import blank
 
 
 @dataclass(frozen=True)
@@ -31,24 +32,41 @@ class BaselineOptions:
     use_leave_one_out_baseline: bool = False
 
     @classmethod
-    def of(cls, name: str, site: Site) -> "BaselineOptions":
+    def of(cls, name: str, site: Site, present: Tensor | None = None) -> "BaselineOptions":
         """
-        :raises ValueError: on an unknown key, or keys that contradict one another.
+        :param present: bool (*batch, n), False for padding, where the network's input (*batch, n, d) is set to 0.
+        :raises ValueError: see :meth:`read`.
         """
         given: dict[str, Any] = dict(site["infer"].get("baseline", {}))
+        return cls.read(f"site {name!r}", given)._without_padding(present)
+
+    @classmethod
+    def read(cls, where: str, given: dict[str, Any]) -> "BaselineOptions":
+        """
+        :param where: what the options are for, named in errors.
+        :raises ValueError: on an unknown key, or keys that contradict one another.
+        """
         unknown = sorted(set(given) - set(cls.__dataclass_fields__))
         if unknown:
             raise ValueError(
-                f"site {name!r}: unknown baseline options {unknown}; known are {sorted(cls.__dataclass_fields__)}"
+                f"{where}: unknown baseline options {unknown}; known are {sorted(cls.__dataclass_fields__)}"
             )
         options = cls(**given)
         if options.nn_baseline is not None and options.baseline_value is not None:
-            raise ValueError(f"site {name!r}: give nn_baseline or baseline_value, not both")
+            raise ValueError(f"{where}: give nn_baseline or baseline_value, not both")
         if (options.nn_baseline is None) != (options.nn_baseline_input is None):
-            raise ValueError(f"site {name!r}: nn_baseline and nn_baseline_input go together")
+            raise ValueError(f"{where}: nn_baseline and nn_baseline_input go together")
         if not 0 <= options.baseline_beta < 1:
-            raise ValueError(f"site {name!r}: baseline_beta must be in [0, 1), got {options.baseline_beta!r}")
+            raise ValueError(f"{where}: baseline_beta must be in [0, 1), got {options.baseline_beta!r}")
         return options
+
+    def _without_padding(self, present: Tensor | None) -> "BaselineOptions":
+        inputs = self.nn_baseline_input
+        if present is None or inputs is None or inputs.shape[-2:-1] != present.shape[-1:]:
+            return self
+        while present.dim() >= inputs.dim():  # particles, for all of which the network predicts once
+            present = present.any(0)
+        return replace(self, nn_baseline_input=blank(inputs, present))
 
 
 @dataclass
@@ -122,6 +140,8 @@ class Baselines:
                     f"site {name!r}: the baseline has shape {tuple(predicted.shape)} but must broadcast to one number "
                     f"a datapoint, {shape}"
                 ) from None
+            # Whatever is said of padding, NaN for one, must not reach a value.
+            predicted = torch.where((weight > 0).any(0), predicted, torch.zeros_like(predicted))
             # Weighted, the regression is on the router's own distribution of the cost.
             loss = (weight * (cost - baseline - predicted) ** 2).sum()
             baseline = baseline + predicted.detach()

@@ -1,5 +1,6 @@
 """The score function of Pyro's Trace_ELBO with a baseline from the other particles."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from pyro.util import warn_if_nan
 from torch import Tensor
 
 from prob_moe.estimators.balanced import OwnProcedures, ScoreOnly
-from prob_moe.estimators.sites import Program, Site
+from prob_moe.estimators.sites import Program, Site, no_guide
 
 
 class LeaveOneOut_ELBO(Trace_ELBO):
@@ -57,12 +58,12 @@ class LeaveOneOut_ELBO(Trace_ELBO):
             raise ValueError(f"a leave-one-out baseline compares particles: num_particles={num_particles} must be >= 2")
         super().__init__(num_particles=num_particles, **kwargs)
 
-    def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
+    def differentiable_loss(self, model: Program, guide: Program | None, *args: Any, **kwargs: Any) -> Tensor:
         """:returns: a scalar with the value of the loss and the gradient of the surrogate."""
         loss, surrogate = self._loss_and_surrogate(model, guide, args, kwargs)
         return loss + (surrogate - surrogate.detach())
 
-    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+    def loss_and_grads(self, model: Program, guide: Program | None, *args: Any, **kwargs: Any) -> float:
         """:returns: the loss, after backward on the surrogate."""
         loss, surrogate = self._loss_and_surrogate(model, guide, args, kwargs)
         if surrogate.requires_grad:
@@ -70,7 +71,7 @@ class LeaveOneOut_ELBO(Trace_ELBO):
         return loss
 
     def _loss_and_surrogate(
-        self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, model: Program, guide: Program | None, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[float, Tensor]:
         traces = list(self._get_traces(model, guide, args, kwargs))
         loss, surrogate = 0.0, torch.zeros(())
@@ -103,6 +104,11 @@ class LeaveOneOut_ELBO(Trace_ELBO):
             return 0
         dims = [frame.dim for frame in site["cond_indep_stack"] if frame.name == "num_particles_vectorized"]
         return num_dims + dims[0]
+
+    def _get_traces(
+        self, model: Program, guide: Program | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Iterator[tuple[Trace, Trace]]:
+        return super()._get_traces(model, no_guide if guide is None else guide, args, kwargs)
 
     def _get_vectorized_trace(
         self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -16,6 +16,10 @@ Program = Callable[..., Any]
 Site = dict[str, Any]
 
 
+def no_guide(*args: Any, **kwargs: Any) -> None:
+    """What ``None`` means as a guide: it draws nothing."""
+
+
 def is_assignment(site: Site) -> bool:
     """Whether a site draws an assignment (an observed assignment is an ordinary observation)."""
     return site["type"] == "sample" and not site["is_observed"] and isinstance(site["fn"], AssignmentDistribution)
@@ -53,6 +57,12 @@ def data_plate(trace: Trace, name: str, site: Site) -> CondIndepStackFrame:
             'outside of it, and name it with infer={"data_plate": ...} if several plates have this size'
         )
     return matching[0]
+
+
+def present_datapoints(site: Site, dim: int) -> Tensor | None:
+    """Which datapoints of an assignment site are no padding, lined up with its data plate; None for all of them."""
+    mask = site["fn"].mask
+    return None if mask is None else per_datapoint(mask, dim)
 
 
 def per_datapoint(value: Tensor, dim: int) -> Tensor:

@@ -1,11 +1,12 @@
 """The router objective as a Pyro ELBO: unbiased gradients through importance-weighted assignments."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.distributions.util import is_identically_zero
+from pyro.distributions.util import is_identically_zero, scale_and_mask
 from pyro.infer import Trace_ELBO
 from pyro.infer.util import MultiFrameTensor, is_validation_enabled, torch_item
 from pyro.poutine import Trace
@@ -22,8 +23,10 @@ from prob_moe.estimators.sites import (
     assignment_sites,
     data_plate,
     is_assignment,
+    no_guide,
     ordinary_sites,
     per_datapoint,
+    present_datapoints,
 )
 
 
@@ -57,9 +60,10 @@ class TraceRouting_ELBO(Trace_ELBO):
     with the baseline :math:`b_i` *inside* the weight: outside of it, where Pyro's own ELBOs put it, the estimator is
     biased for procedures under which the score :math:`\nabla\log p_i(z_i)` has not mean zero.
 
-    **Model.** Assignment sites stand outside the data plate (a plate of size n); they need not appear in the guide.
-    Where the guide draws them, from another router q, :math:`f_i` includes :math:`\log p_i(z_i) - \log q_i(z_i)`. With
-    several assignment sites (layers) the weights multiply. All other sites are treated as in
+    **Model.** Assignment sites stand outside the data plate (a plate of size n); they need not appear in the guide,
+    which may be None where they are all that is latent. Where the guide draws them, from another router q, :math:`f_i`
+    includes :math:`\log p_i(z_i) - \log q_i(z_i)`, scaled as the site is by ``poutine.scale``, and as the data plate is
+    by its subsample. With several assignment sites (layers) the weights multiply. All other sites are treated as in
     :class:`~pyro.infer.Trace_ELBO`, with :math:`\sum_i w_i f_i` as the log-likelihood. The joint ``log_prob`` of an
     assignment site is never evaluated.
 
@@ -92,6 +96,11 @@ class TraceRouting_ELBO(Trace_ELBO):
         # Pyro's guess evaluates every log_prob; those of assignments are never needed and may not exist.
         super()._guess_max_plate_nesting(_without_assignments(model), _without_assignments(guide), args, kwargs)
 
+    def _get_traces(
+        self, model: Program, guide: Program | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Iterator[tuple[Trace, Trace]]:
+        return super()._get_traces(model, no_guide if guide is None else guide, args, kwargs)
+
     def _get_trace(
         self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Trace, Trace]:
@@ -119,7 +128,7 @@ class TraceRouting_ELBO(Trace_ELBO):
 
     # Losses ----------------------------------------------------------------------------------------------------------
 
-    def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+    def loss(self, model: Program, guide: Program | None, *args: Any, **kwargs: Any) -> float:
         """:returns: an estimate of -R, without side effects on the baselines."""
         elbo = 0.0
         with torch.no_grad():
@@ -129,13 +138,13 @@ class TraceRouting_ELBO(Trace_ELBO):
         warn_if_nan(-elbo, "loss")
         return -elbo
 
-    def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
+    def differentiable_loss(self, model: Program, guide: Program | None, *args: Any, **kwargs: Any) -> Tensor:
         """:returns: a scalar with the value of the loss and the gradient of the surrogate."""
         elbo, surrogate = self._elbo_and_surrogate(model, guide, args, kwargs)
         warn_if_nan(surrogate, "loss")
         return -elbo - (surrogate - surrogate.detach())
 
-    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+    def loss_and_grads(self, model: Program, guide: Program | None, *args: Any, **kwargs: Any) -> float:
         """:returns: the loss, after backward on the surrogate."""
         elbo, surrogate = self._elbo_and_surrogate(model, guide, args, kwargs)
         if surrogate.requires_grad:
@@ -145,7 +154,7 @@ class TraceRouting_ELBO(Trace_ELBO):
         return loss
 
     def _elbo_and_surrogate(
-        self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, model: Program, guide: Program | None, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Tensor, Tensor]:
         elbo: Any = 0.0
         surrogate: Any = 0.0
@@ -207,10 +216,10 @@ class TraceRouting_ELBO(Trace_ELBO):
             own = per_datapoint(self._weights(site), dim)
             weight = own if weight is None else weight * own
             log_p[name] = per_datapoint(site["fn"].router_log_prob(site["value"]), dim)
-            options[name] = BaselineOptions.of(name, site)
+            options[name] = BaselineOptions.of(name, site, present_datapoints(site, dim))
             if site is not model_site:
                 prior = per_datapoint(model_site["fn"].router_log_prob(model_site["value"]), dim)
-                routing_terms.append(prior - log_p[name])
+                routing_terms += [_scaled(prior, model_site, frame), -_scaled(log_p[name], site, frame)]
         assert weight is not None
         terms = [*routing_terms, *_plate_terms(model_trace, guide_trace, frame)]
         cost = _sum_to(terms, weight)
@@ -232,6 +241,19 @@ class TraceRouting_ELBO(Trace_ELBO):
             baseline, baseline_loss = self.baselines(name, data.options[name], cost, data.weight, data.frame.dim)
             surrogate = surrogate + (data.weight * (cost - baseline) * log_p).sum() - baseline_loss
         return surrogate
+
+
+def _scaled(log_prob: Tensor, site: Site, frame: CondIndepStackFrame) -> Tensor:
+    """
+    What Pyro does to the log-probability of a site, done to an assignment's terms by datapoint.
+
+    The site stands outside the data plate, so its own scale knows of ``poutine.scale`` but not of a subsample: each
+    datapoint of the plate stands for ``full_size / size`` of them. The score function is never scaled, for what it
+    multiplies already is.
+    """
+    scale = site["scale"] * ((frame.full_size or frame.size) / frame.size)
+    scaled: Tensor = scale_and_mask(log_prob, scale, site["mask"])
+    return scaled
 
 
 def _without_assignments(fn: Program) -> Program:

@@ -5,29 +5,44 @@ import math
 import torch
 from torch import Tensor
 
+from prob_moe.distributions.base import check_mask
 from prob_moe.distributions.support import expert_counts
+from prob_moe.padding import blank
 
 
-def load_balancing_loss(logits: Tensor, choices: Tensor, mask: Tensor | None = None) -> Tensor:
+def load_balancing_loss(logits: Tensor, choices: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
     r"""
     Load-balancing loss :math:`k\sum_j F_j P_j`, with F the shares of the choices and P the mean probabilities: 1 at
     balance. The gradient flows through P only. Fedus et al. (2021), "Switch Transformers", eq. 4.
 
+    Without choices F is its own expectation where datapoints choose independently, P held fixed. That is the version
+    to use with a procedure that balances by itself: the shares of its choices hardly vary, whatever the router says,
+    and a loss that counts them would be constant, with gradient 0.
+
     :param logits: router logits, (*batch, n, k).
-    :param choices: the expert chosen for every datapoint, whether or not it drops it, long (*sample, *batch, n).
-    :param mask: bool, broadcastable to the choices, False for padding.
+    :param choices: the expert chosen for every datapoint, whether or not it drops it, long (*sample, *batch, n); or
+        None for expected shares.
+    :param mask: bool, broadcastable to (*batch, n), False for padding, which is not counted.
     :returns: (*sample, *batch).
 
     >>> load_balancing_loss(torch.zeros(4, 2), torch.tensor([0, 1, 1, 0]))
     tensor(1.)
+    >>> load_balancing_loss(torch.zeros(4, 2))
+    tensor(1.)
     """
-    present = torch.ones_like(choices, dtype=torch.bool) if mask is None else mask.expand(choices.shape)
-    counts = expert_counts(choices, present, logits.shape[-1])
+    k = logits.shape[-1]
+    mask = check_mask(mask, logits)
+    probabilities = blank(logits, mask).softmax(-1)
     # Counts above 256 are no bfloat16 numbers.
-    counts = counts.to(torch.promote_types(logits.dtype, torch.float32))
-    total = counts.sum(-1, keepdim=True).clamp(min=1)
-    probabilities = (logits.softmax(-1) * present.unsqueeze(-1)).sum(-2)
-    return logits.shape[-1] * (counts / total * (probabilities / total)).sum(-1).to(logits.dtype)
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    present = torch.ones_like(logits[..., 0], dtype=torch.bool) if mask is None else mask
+    total = present.sum(-1, keepdim=True).clamp(min=1)
+    mean = (probabilities.to(wide) * present.unsqueeze(-1)).sum(-2) / total
+    if choices is None:
+        shares = mean.detach()
+    else:
+        shares = expert_counts(choices, present.expand(choices.shape), k).to(wide) / total
+    return k * (shares * mean).sum(-1).to(logits.dtype)
 
 
 def z_loss(logits: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -39,8 +54,9 @@ def z_loss(logits: Tensor, mask: Tensor | None = None) -> Tensor:
     :param mask: bool, broadcastable to (*batch, n), False for padding.
     :returns: (*batch).
     """
-    squares = logits.logsumexp(-1).square()
-    present = torch.ones_like(squares, dtype=torch.bool) if mask is None else mask.expand(squares.shape)
+    mask = check_mask(mask, logits)
+    squares = blank(logits, mask).logsumexp(-1).square()
+    present = torch.ones_like(squares, dtype=torch.bool) if mask is None else mask
     return squares.masked_fill(~present, 0.0).sum(-1) / present.sum(-1).clamp(min=1)
 
 

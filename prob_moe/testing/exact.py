@@ -23,15 +23,10 @@ def exact_router_objective(model: Program, *args: Any, **kwargs: Any) -> Tensor:
 
     :param model: its latent sites are assignments, drawn by the model, not by a guide.
     :returns: nats, a scalar, differentiable in the parameters.
-    :raises ValueError: if the model has another latent site, no assignment site, or a load-balancing loss.
+    :raises ValueError: if the model has another latent site, or no assignment site.
     """
     if isinstance(model, MixtureOfExperts):
-        if model.load_balancing:
-            raise ValueError(
-                f"a load-balancing loss (load_balancing={model.load_balancing}) depends on how all datapoints are "
-                "drawn and is no part of the router objective; set it to 0 to compare gradients"
-            )
-        return model.router_objective(*args, **kwargs).sum()
+        return _of_mixture(model, *args, **kwargs)
     total: Any = 0.0
     for index, (trace, values) in enumerate(_constant_assignments(model, args, kwargs, {})):
         frame = data_plate(trace, *_first(trace, values))
@@ -61,6 +56,13 @@ def exact_balanced_objective(model: Program, *args: Any, **kwargs: Any) -> Tenso
     :raises ValueError: if the model has another latent site, no assignment site, or a batch of assignments.
     """
     return _balanced(model, args, kwargs, {})
+
+
+def _of_mixture(model: MixtureOfExperts, x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
+    objective = model.router_objective(x, y, mask).sum()
+    if not model.load_balancing:
+        return objective
+    return objective - model.load_balancing_penalty(model.routing(x, mask)).sum()
 
 
 def _balanced(model: Program, args: tuple[Any, ...], kwargs: dict[str, Any], values: dict[str, Tensor]) -> Tensor:

@@ -1,4 +1,4 @@
-"""The language model: against a loop over bytes, causal when it serves, and with the gradients that it claims."""
+"""The language model: against a loop over bytes, causal when it predicts, and with the gradients that it claims."""
 
 from collections.abc import Callable
 
@@ -76,9 +76,9 @@ def test_training_equals_a_loop_over_bytes(assignment: type, num_expert_blocks: 
 
 
 @pytest.mark.parametrize("sample", [False, True])
-def test_serving_equals_a_loop_over_bytes(sample: bool) -> None:
+def test_predicting_equals_a_loop_over_bytes(sample: bool) -> None:
     model, x = small(), text(3, 9)
-    logits, assignments = model.serve(x, sample=sample)
+    logits, assignments = model.causal_logits(x, sample=sample)
     assert [z.shape for z in assignments] == [x.shape, x.shape]
     for s in range(3):
         torch.testing.assert_close(logits[s], looped(model, x[s], [z[s] for z in assignments]))
@@ -88,15 +88,15 @@ def test_serving_equals_a_loop_over_bytes(sample: bool) -> None:
 
 def test_one_expert_is_the_dense_model() -> None:
     model, x = small(num_experts=1), text(2, 9)
-    logits, _ = model.serve(x)
+    logits, _ = model.causal_logits(x)
     trace = pyro.poutine.trace(model).get_trace(x)
     torch.testing.assert_close(trace.nodes["y"]["fn"].logits.log_softmax(-1), logits.log_softmax(-1))
     assert (trace.nodes["assignment_1"]["value"] == 0).all()
 
 
 @pytest.mark.parametrize("sample", [False, True])
-def test_serving_is_causal(sample: bool) -> None:
-    """Whatever follows a byte changes nothing of what was said before; nor does how many sequences are served."""
+def test_predicting_is_causal(sample: bool) -> None:
+    """Whatever follows a byte changes nothing of what was said before; nor does how many sequences are asked about."""
     model, x = small(), text(3, 10)
     for t in (1, 5, 9):
         changed = x.clone()
@@ -104,13 +104,13 @@ def test_serving_is_causal(sample: bool) -> None:
         served = []
         for sequences in (x, changed):
             torch.manual_seed(2)
-            served.append(model.serve(sequences, sample=sample))
+            served.append(model.causal_logits(sequences, sample=sample))
         (logits, assignments), (other_logits, other_assignments) = served
         torch.testing.assert_close(logits[:, :t], other_logits[:, :t], rtol=0, atol=1e-12)
         assert not torch.isclose(logits[:, t], other_logits[:, t]).all()
         for z, other in zip(assignments, other_assignments):
             assert torch.equal(z[:, :t], other[:, :t])
-    torch.testing.assert_close(model.serve(x[:1, :4])[0], model.serve(x)[0][:1, :4])
+    torch.testing.assert_close(model.causal_logits(x[:1, :4])[0], model.causal_logits(x)[0][:1, :4])
 
 
 def test_a_matching_of_the_sequence_would_not_be() -> None:
@@ -195,7 +195,7 @@ def test_generated_text_continues_the_prompt() -> None:
     assert not torch.equal(texts[0], texts[2])
     # At temperature zero, nearly, the most probable byte follows.
     cold = model.generate(prompt, 3, temperature=1e-6)
-    logits, _ = model.serve(cold[None, :-1])
+    logits, _ = model.causal_logits(cold[None, :-1])
     assert torch.equal(cold[2:], logits[0, 1:].argmax(-1))
 
 

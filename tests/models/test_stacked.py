@@ -8,6 +8,7 @@ import torch
 from pyro.infer import Trace_ELBO, TraceGraph_ELBO
 from torch import Tensor, nn
 
+from models.assignments import assignments_of
 from models.stacked import StackedMixture
 from prob_moe.distributions import CapacitySkip, GumbelMatching, IndependentRouting
 from prob_moe.estimators import LeaveOneOut_ELBO, TraceRouting_ELBO, balanced_objective
@@ -127,13 +128,64 @@ def test_dropped_by_the_first_layer_counts_nothing() -> None:
 
 
 @pytest.mark.parametrize("assignment", [IndependentRouting, CapacitySkip, GumbelMatching])
-def test_serving_goes_through_both_layers(assignment: type) -> None:
+def test_assignments_go_through_both_layers(assignment: type) -> None:
     model, (x, _) = stacked(assignment, k=3), data(7)
     for sample in (False, True):
-        out, (z1, z2) = model.serve(x, sample=sample)
-        rows = torch.arange(7)
-        hidden = model.experts.dense(x)[rows, z1.clamp(min=0)]
-        expected = model.second.experts.dense(hidden)[rows, z2.clamp(min=0)]
-        torch.testing.assert_close(out, torch.where(((z1 >= 0) & (z2 >= 0)).unsqueeze(-1), expected, 0.0))
+        z1, z2 = assignments_of(model, x, sample=sample)
         assert (z2[z1 < 0] == -1).all()
-    assert torch.equal(model.serve(x)[1][0], model.routing(x).mode)
+        if not sample:
+            assert torch.equal(z1, model.routing(x).mode)
+            hidden = model.experts.dense(x)[torch.arange(7), z1.clamp(min=0)]
+            assert torch.equal(z2, model.second.routing(hidden, z1 >= 0).mode)
+
+
+@pytest.mark.parametrize("num_selected", [None, 1, 2])
+def test_predictions_mix_the_paths(num_selected: int | None) -> None:
+    """Against a loop over paths; all of them give the marginal likelihood."""
+    model, (x, y) = stacked(CapacitySkip, k=3), data(5)
+    m = num_selected or 3
+    total = torch.zeros(5, dtype=torch.float64)
+    for i in range(5):
+        p1, one = model.router(x[i]).softmax(-1), x[i : i + 1]
+        for e1 in p1.topk(m).indices:
+            hidden = model.experts.dense(one)[0, e1]
+            p2 = model.second.router(hidden).softmax(-1)
+            for e2 in p2.topk(m).indices:
+                share = p1[e1] / p1.topk(m).values.sum() * p2[e2] / p2.topk(m).values.sum()
+                f = model.second.log_likelihoods(hidden.unsqueeze(0), y[i : i + 1])[0, e2]
+                total[i] += share * f.exp()
+    prediction = model.predict(x, num_selected=num_selected)
+    torch.testing.assert_close(prediction.log_prob(y), total.log())
+    if num_selected is None:
+        torch.testing.assert_close(prediction.log_prob(y), model.marginal_log_likelihood(x, y))
+
+
+def test_draws_of_both_layers_come_from_some_path() -> None:
+    """A crowded first layer drops half; with y to be drawn, all of it is processed all the same."""
+    model, (x, _) = stacked(CapacitySkip, k=2), data(8)
+    model.second.likelihood = lambda out: pyro.distributions.Normal(out.squeeze(-1), 1e-6)
+    with torch.no_grad():
+        model.router.bias.copy_(torch.tensor([9.0, -9.0]))
+    trace = pyro.poutine.trace(model).get_trace(x)
+    assert (trace.nodes["first"]["value"] < 0).any()
+    paths = model.second.experts.dense(model.experts.dense(x)).flatten(-3)
+    distance = (paths - trace.nodes["y"]["value"].unsqueeze(-1)).abs().amin(-1)
+    assert (distance < 1e-4).all()
+
+
+def test_what_stands_in_padding_changes_nothing() -> None:
+    model, (x, y) = stacked(CapacitySkip), data(6)
+    mask, results = torch.arange(6) < 4, []
+    for junk in (0.5, torch.nan):
+        x[4:], y[4:] = junk, junk
+        model.zero_grad()
+        torch.manual_seed(3)
+        loss = TraceRouting_ELBO().loss_and_grads(model, None, x, y, mask)
+        model.marginal_log_likelihood(x, y, mask).sum().backward()
+        model.router_objective(x, y, mask).backward()
+        model.predict(x, mask=mask).log_prob(y.nan_to_num())[mask].sum().backward()
+        results.append([torch.tensor(loss), *(p.grad.clone() for p in model.parameters())])
+    torch.testing.assert_close(results[0], results[1])
+    exact = model.marginal_log_likelihood(x, y, mask)
+    torch.testing.assert_close(exact[:4], model.marginal_log_likelihood(x[:4], y[:4]))
+    assert (exact[4:] == 0).all()

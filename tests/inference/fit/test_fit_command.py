@@ -18,6 +18,7 @@ from inference.fit.objective import Assignment, BalancedLoss, Baseline, Estimato
 from inference.fit.run import Fit, FitOptions, run_fit
 from inference.fit.run_folder import RunFolder
 from inference.fit.tasks import Digits, ModelOptions, Piecewise
+from models.assignments import assignments_of
 from models.piecewise import piecewise_data, piecewise_mixture
 from prob_moe.distributions import CapacitySkip
 from tests.estimators.replicas import standard_errors_off
@@ -74,7 +75,7 @@ def test_expert_use_counts_the_groups() -> None:
     model = task.build(ModelOptions(Assignment.SKIP, capacity_factor=1.0))
     _, (use,) = evaluate(task, model, task.test, sample=False)
     x, _ = task.test
-    _, z = model.serve(x)
+    (z,) = assignments_of(model, x)
     for group in range(2):
         members = [i for i in range(50) if (float(x[i]) >= 0.5) == bool(group)]
         for column in range(3):

@@ -43,7 +43,7 @@ def test_every_kind_of_objective_trains(assignment: str, estimator: str, baselin
     options = FitOptions(2, 4, 6e-3, model, Estimator(estimator), num_particles=particles)
     result = run_fit(Language(), options, seed=0)
     assert result.curve.loss.iloc[1] < result.curve.loss.iloc[0]
-    # Nobody is dropped when it serves, whatever happens in training.
+    # Nobody is dropped when it predicts, whatever happens in training.
     assert result.metrics["drop rate"] == 0
     assert len(result.use) == num_layers
     assert result.use[0].shape == (len(KIND_NAMES), 5)
@@ -58,7 +58,7 @@ def test_the_dense_model_is_one_expert() -> None:
     assert torch.equal(use[:, 0], (kinds > 0).double())
     assert metrics["max/mean load"] == 1
     # New, it knows nothing: near eight bits a byte.
-    logits, _ = model.serve(x)
+    logits, _ = model.causal_logits(x)
     nats = -logits.log_softmax(-1).gather(-1, y.unsqueeze(-1)).mean()
     assert metrics["bits per byte"] == pytest.approx(nats.item() / 0.6931471805599453)
     assert 6 < metrics["bits per byte"] < 10

@@ -1,0 +1,35 @@
+"""Who works for whom in a model that is not trained any more, layer by layer."""
+
+import torch
+from torch import Tensor
+
+from models.language import LanguageModel
+from models.stacked import StackedMixture
+from prob_moe.layer_parts import outside_plate, process
+from prob_moe.mixture import MixtureOfExperts
+
+
+@torch.no_grad()
+def assignments_of(
+    model: MixtureOfExperts | StackedMixture | LanguageModel,
+    x: Tensor,
+    *,
+    sample: bool = False,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, ...]:
+    """
+    The assignment of x, taken as one batch with the capacity of training. A language model's bytes go where their own
+    router says, without capacity. Predictions need none of this: see ``predict``.
+
+    :param sample: draw the assignments; else their ``mode`` is used.
+    :param mask: bool, as of the model.
+    :returns: one for every layer, long, of as many entries as there are datapoints.
+    """
+    if isinstance(model, LanguageModel):
+        return model.causal_logits(x, sample=sample)[1]
+    routing = model.routing(x, mask)
+    z = outside_plate(routing.sample() if sample else routing.mode)
+    if isinstance(model, MixtureOfExperts):
+        return (z,)
+    hidden = process(model.experts, x, z, routing, mask, everybody=False)
+    return z, *assignments_of(model.second, hidden, sample=sample, mask=z >= 0 if routing.drops else mask)

@@ -1,0 +1,128 @@
+"""What a layer of experts in a Pyro model is made of, whatever the model around it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor, nn
+
+from prob_moe.distributions import AssignmentDistribution
+from prob_moe.distributions.base import check_mask
+from prob_moe.distributions.support import router_choices
+from prob_moe.estimators.baselines import BaselineOptions
+from prob_moe.experts import BatchedExperts
+from prob_moe.padding import blank
+
+
+def check_datapoints(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """
+    :param x: datapoints, (*batch, n, d).
+    :param mask: bool, broadcastable to (*batch, n), False for padding.
+    :returns: x with zeros in padding, and the mask of shape (*batch, n).
+    :raises ValueError: on another shape, or no datapoints.
+    """
+    if x.dim() < 2 or not x.shape[-2]:
+        raise ValueError(f"x must have shape (*batch, n, d) with n >= 1 datapoints, got {tuple(x.shape)}")
+    mask = check_mask(mask, x)
+    return blank(x, mask), mask
+
+
+def check_experts(experts: object) -> None:
+    """
+    :raises ValueError: if experts are not one module with ``forward`` and ``dense``.
+    """
+    if not isinstance(experts, nn.Module) or not callable(getattr(experts, "dense", None)):
+        raise ValueError(
+            "experts must be a BatchedExperts, or one module with its forward and dense (experts of different forms do "
+            f"not stack), got {type(experts).__name__}"
+        )
+
+
+def baseline_infer(baseline: nn.Module | dict[str, Any] | None, x: Tensor) -> dict[str, Any]:
+    """
+    The ``infer`` of an assignment site: Pyro's baseline options as given, or a module that predicts from x.
+
+    :raises ValueError: on anything else, or an unknown option.
+    """
+    if baseline is None:
+        return {}
+    if isinstance(baseline, nn.Module):
+        return {"baseline": {"nn_baseline": baseline, "nn_baseline_input": x}}
+    if not isinstance(baseline, dict):
+        raise ValueError(
+            "baseline must be None, a module (*batch, n, d) -> (*batch, n), or a dict of options such as "
+            f'{{"use_decaying_avg_baseline": True}}, got {baseline!r}'
+        )
+    BaselineOptions.read("baseline", baseline)
+    return {"baseline": baseline}
+
+
+def router_logits(router: nn.Module, x: Tensor, experts: nn.Module) -> Tensor:
+    """
+    :param x: (*batch, n, d).
+    :returns: logits (*batch, n, k).
+    :raises ValueError: if the router's outputs are not one number for each expert.
+    """
+    logits: Tensor = router(x)
+    k = getattr(experts, "num_experts", logits.shape[-1])
+    if logits.shape[-2:] != (x.shape[-2], k):
+        raise ValueError(
+            f"router must return logits of shape (*batch, n, k) with n = {x.shape[-2]} and k = {k} experts, got "
+            f"{tuple(logits.shape)}"
+        )
+    return logits
+
+
+def process(
+    experts: BatchedExperts,
+    x: Tensor,
+    assignment: Tensor,
+    routing: AssignmentDistribution,
+    mask: Tensor | None,
+    *,
+    everybody: bool,
+) -> Tensor:
+    """
+    The expert layer under an assignment.
+
+    :param everybody: whether a dropped datapoint is processed too, by the expert that its router chose: in
+        predictions, which must not invent an output. The experts then have as many slots as there are datapoints.
+    :returns: (*batch, n, out); zeros where dropped, and in padding.
+    """
+    if everybody and routing.drops:
+        return experts(x, router_choices(assignment), capacity=x.shape[-2], mask=mask)
+    return experts(x, assignment, capacity=routing.slots, mask=mask)
+
+
+def outside_plate(z: Tensor) -> Tensor:
+    """Drop the dimension that the assignment site leaves to the data plate: (*, 1, n) -> (*, n)."""
+    return z.squeeze(-2) if z.dim() > 1 else z
+
+
+def likelihood_of(outputs: Tensor, likelihood: Callable[[Tensor], TorchDistribution]) -> TorchDistribution:
+    """
+    :param outputs: of experts, (*batch, out).
+    :returns: the likelihood, of batch shape (*batch).
+    :raises ValueError: if its batch shape is another, so that observations would broadcast to n x n.
+    """
+    law = likelihood(outputs)
+    if law.batch_shape != outputs.shape[:-1]:
+        raise ValueError(
+            f"likelihood must return batch shape {tuple(outputs.shape[:-1])} for outputs of shape "
+            f"{tuple(outputs.shape)}, got {tuple(law.batch_shape)}; use out.squeeze(-1), or .to_event(1) for vectors"
+        )
+    return law
+
+
+def check_observations(y: Tensor, event_shape: torch.Size, num_datapoints: int) -> None:
+    """
+    :param y: observations, (*batch, n, *event).
+    :raises ValueError: on another shape, which would broadcast to n x n.
+    """
+    row = (num_datapoints, *event_shape)
+    if y.shape[max(y.dim() - len(row), 0) :] != row:
+        raise ValueError(
+            f"y must have shape (*batch, {', '.join(map(str, row))}) for n = {num_datapoints} datapoints, got "
+            f"{tuple(y.shape)}"
+        )
