@@ -6,7 +6,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import numba
 import numpy as np
 import pyro
 import torch
@@ -82,10 +81,8 @@ def fit(
 
     Example: python -m inference fit language --assignment skip --num-layers 2 --sample-text 500
     """
-    # The tensors are too small to share between threads.
+    # Tensors and assignments are too small to share between threads.
     torch.set_num_threads(1)
-    # Nor are the assignments; and an idle numba thread spins, at the cost of the one that computes.
-    numba.set_num_threads(1)
     try:
         if checkpoint_every < 1:
             raise ValueError(f"checkpoint_every must be a positive int, got {checkpoint_every!r}")

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Annotated, Any
 
-import numba
 import pandas as pd
 import torch
 import typer
@@ -51,7 +50,6 @@ def gradients(
     """
     # The problems are too small to share between threads.
     torch.set_num_threads(1)
-    numba.set_num_threads(1)
     try:
         defaults = QUICK if quick else Grids()
         grids = Grids(

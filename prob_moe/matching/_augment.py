@@ -9,10 +9,11 @@ of that path keeps the invariant; when nothing is overfull, the assignment is op
 """
 
 import numpy as np
-from numba import njit
+
+from prob_moe.matching._compiled import kernel
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def build_exchange(
     scores: np.ndarray, rows: np.ndarray, assignment: np.ndarray, costs: np.ndarray, movers: np.ndarray
 ) -> None:
@@ -22,7 +23,7 @@ def build_exchange(
         enter(scores, i, assignment[i], costs, movers, k)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def enter(scores: np.ndarray, i: int, a: int, costs: np.ndarray, movers: np.ndarray, k: int) -> None:
     """Let row ``i`` at expert ``a`` compete for the cheapest move out of ``a``."""
     own = np.float64(scores[i, a])
@@ -33,7 +34,7 @@ def enter(scores: np.ndarray, i: int, a: int, costs: np.ndarray, movers: np.ndar
             movers[a, b] = i
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _leave(scores: np.ndarray, i: int, a: int, members: np.ndarray, costs: np.ndarray, movers: np.ndarray) -> None:
     """Find the cheapest moves out of ``a`` again that row ``i`` offered, among the ``members`` that remain."""
     k = scores.shape[1]
@@ -62,7 +63,7 @@ def _leave(scores: np.ndarray, i: int, a: int, members: np.ndarray, costs: np.nd
             break
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _shortest_path(
     costs: np.ndarray,
     prices: np.ndarray,
@@ -99,7 +100,7 @@ def _shortest_path(
     return a
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def augment(
     scores: np.ndarray,
     rows: np.ndarray,

@@ -1,10 +1,11 @@
 """What every row prefers at given prices, and by how much."""
 
 import numpy as np
-from numba import njit
+
+from prob_moe.matching._compiled import kernel
 
 
-@njit(cache=True, nogil=True, fastmath={"nnan", "nsz", "reassoc"})
+@kernel(fastmath={"nnan", "nsz", "reassoc"})
 def _top(values: np.ndarray) -> float:
     """The maximum, in an order that the compiler may choose: vectorised, which a search for its place is not."""
     top = -np.inf
@@ -13,7 +14,7 @@ def _top(values: np.ndarray) -> float:
     return top
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def choose(scores: np.ndarray, rows: np.ndarray, prices: np.ndarray, assignment: np.ndarray) -> bool:
     """Put each of ``rows`` to the expert that maximises S_ij − v_j; False if a row allows none."""
     for i in rows:
@@ -28,7 +29,7 @@ def choose(scores: np.ndarray, rows: np.ndarray, prices: np.ndarray, assignment:
     return True
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def choose_with_margin(
     scores: np.ndarray, rows: np.ndarray, prices: np.ndarray, assignment: np.ndarray, margin: np.ndarray
 ) -> bool:

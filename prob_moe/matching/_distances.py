@@ -1,10 +1,11 @@
 """All-pairs shortest paths of dense graphs, by Floyd and Warshall, and the prices that they give."""
 
 import numpy as np
-from numba import njit
+
+from prob_moe.matching._compiled import batch_kernel, kernel
 
 
-@njit(cache=True, nogil=True, fastmath={"nnan", "nsz"})
+@kernel(fastmath={"nnan", "nsz"})
 def relax(distances: np.ndarray) -> None:
     """Shortest distances from edge costs (k, k) in place; what rounding makes of a cycle of length 0 is set to 0."""
     k = distances.shape[0]
@@ -21,14 +22,14 @@ def relax(distances: np.ndarray) -> None:
             distances[a, a] = 0.0
 
 
-@njit(cache=True, nogil=True)
+@batch_kernel
 def relax_all(distances: np.ndarray) -> None:
     """``relax`` for every graph of a batch (b, k, k)."""
     for graph in distances:
         relax(graph)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def price(distances: np.ndarray, loads: np.ndarray, capacity: np.ndarray, prices: np.ndarray) -> None:
     """Write into ``prices`` (k,) the distance of each expert to its nearest free slot, or else to its root."""
     k = loads.size
@@ -46,7 +47,7 @@ def price(distances: np.ndarray, loads: np.ndarray, capacity: np.ndarray, prices
         prices[a] = nearest
 
 
-@njit(cache=True, nogil=True)
+@batch_kernel
 def price_all(distances: np.ndarray, loads: np.ndarray, capacity: np.ndarray, prices: np.ndarray) -> None:
     """``price`` for every graph of a batch (b, k, k), with slots (b, k)."""
     for graph in range(len(distances)):

@@ -12,13 +12,14 @@ the difference to the next integer. Then all sums are integers and cycles alone 
 Gandhi, Khuller, Parthasarathy & Srinivasan 2006, "Dependent rounding and its applications", section 2.
 """
 
-import numba
 import numpy as np
+
+from prob_moe.matching._compiled import batch_kernel, kernel
 
 NEGLIGIBLE = 1e-12  # rounding of a row's sum; a drop probability below it is none
 
 
-@numba.njit(cache=True)
+@kernel
 def _make_root(x: int, parent: np.ndarray, up: np.ndarray) -> None:
     """Turn the path from x to its root around."""
     above = parent[x]
@@ -30,7 +31,7 @@ def _make_root(x: int, parent: np.ndarray, up: np.ndarray) -> None:
         x, above, value = above, next_above, next_value
 
 
-@numba.njit(cache=True)
+@kernel
 def _insert(
     row: int,
     column: int,
@@ -117,7 +118,7 @@ def _insert(
     return used
 
 
-@numba.njit(cache=True)
+@kernel
 def _round_one(r: np.ndarray, order: np.ndarray, uniforms: np.ndarray, tolerance: float, out: np.ndarray) -> None:
     """Round the rows of r (n, k) in the given order; out[i] is a column, k for "dropped"."""
     k = r.shape[1]
@@ -171,15 +172,8 @@ def _round_one(r: np.ndarray, order: np.ndarray, uniforms: np.ndarray, tolerance
             out[owner[row]] = min(x, parent[x])
 
 
-@numba.njit(cache=True, parallel=True)
-def _round_many(r: np.ndarray, order: np.ndarray, uniforms: np.ndarray, tolerance: float, out: np.ndarray) -> None:
-    for b in numba.prange(r.shape[0]):
-        _round_one(r[b], order[b], uniforms[b], tolerance, out[b])
-
-
+@batch_kernel
 def round_batch(r: np.ndarray, order: np.ndarray, uniforms: np.ndarray, tolerance: float, out: np.ndarray) -> None:
     """All matrices of a batch: r (b, n, k), order (b, n), uniforms (b, (n + 1) k) in; columns (b, n) out."""
-    if r.shape[0] == 1:  # waking other threads for nothing would take as long as a small problem
-        _round_one(r[0], order[0], uniforms[0], tolerance, out[0])
-    else:
-        _round_many(r, order, uniforms, tolerance, out)
+    for b in range(r.shape[0]):
+        _round_one(r[b], order[b], uniforms[b], tolerance, out[b])

@@ -13,17 +13,17 @@ Interior-point theory: Nesterov & Nemirovskii 1994, chapters 2 and 5.
 """
 
 import math
-from typing import Any
 
-import numba
 import numpy as np
+
+from prob_moe.matching._compiled import batch_kernel, kernel
 
 FAST = {"reassoc", "contract", "arcp", "nsz"}  # lets sums over experts vectorise; keeps nan and inf honest
 COLD_BARRIER, WARM_BARRIER = 1e-2, 1e-4
 TO_BOUNDARY = 0.99  # largest part of a price that one step may take away
 
 
-@numba.njit(cache=True, fastmath=FAST)
+@kernel(fastmath=FAST)
 def _row_price(p: np.ndarray, beta: np.ndarray, mu: float, start: float) -> float:
     """Root α of Σ_j p_j / sqrt(α + β_j) + μ/α = 1, to a relative 1e-6.
 
@@ -52,7 +52,7 @@ def _row_price(p: np.ndarray, beta: np.ndarray, mu: float, start: float) -> floa
     return alpha
 
 
-@numba.njit(cache=True, fastmath=FAST)
+@kernel(fastmath=FAST)
 def _evaluate(
     p: np.ndarray,
     present: np.ndarray,
@@ -103,7 +103,7 @@ def _evaluate(
     return dual, logs
 
 
-@numba.njit(cache=True)
+@kernel
 def _solve_positive(matrix: np.ndarray, rhs: np.ndarray, x: np.ndarray) -> None:
     """Solve ``matrix @ x = rhs`` by Cholesky in place (lower triangle; positive definite up to rounding)."""
     k = rhs.size
@@ -126,7 +126,7 @@ def _solve_positive(matrix: np.ndarray, rhs: np.ndarray, x: np.ndarray) -> None:
         x[a] /= matrix[a, a]
 
 
-@numba.njit(cache=True)
+@kernel
 def _solve_prices(
     p: np.ndarray,
     present: np.ndarray,
@@ -201,7 +201,7 @@ def _solve_prices(
     return dual, evaluations
 
 
-@numba.njit(cache=True)
+@kernel
 def _feasible_marginals(
     p: np.ndarray, present: np.ndarray, capacity: float, alpha: np.ndarray, beta: np.ndarray, r: np.ndarray
 ) -> float:
@@ -246,7 +246,7 @@ def _feasible_marginals(
     return value
 
 
-@numba.njit(cache=True)
+@kernel
 def _solve_one(
     p: np.ndarray,
     present: np.ndarray,
@@ -269,8 +269,8 @@ def _solve_one(
     gap[0] = max(value - dual, 0.0)
 
 
-@numba.njit(cache=True, parallel=True)
-def _solve_many(
+@batch_kernel
+def solve_batch(
     p: np.ndarray,
     present: np.ndarray,
     capacity: np.ndarray,
@@ -282,7 +282,8 @@ def _solve_many(
     tolerance: float,
     max_steps: int,
 ) -> None:
-    for b in numba.prange(p.shape[0]):
+    """All problems of a batch: the arguments of ``_solve_one`` with a batch dimension in front."""
+    for b in range(p.shape[0]):
         _solve_one(
             p[b],
             present[b],
@@ -295,15 +296,3 @@ def _solve_many(
             tolerance,
             max_steps,
         )
-
-
-def solve_batch(p: np.ndarray, present: np.ndarray, *rest: Any) -> None:
-    """All problems of a batch, arguments as of the kernel with a batch dimension in front; in parallel.
-
-    A single problem stays on its thread: waking the others would take as long as a small problem itself.
-    """
-    if p.shape[0] == 1:
-        capacity, alpha, beta, r, objective, gap, tolerance, max_steps = rest
-        _solve_one(p[0], present[0], capacity[0], alpha[0], beta[0], r[0], objective, gap, tolerance, max_steps)
-    else:
-        _solve_many(p, present, *rest)

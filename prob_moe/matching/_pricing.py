@@ -8,13 +8,14 @@ what is left. Hence float32, on scores relative to the best of their row.
 """
 
 import numpy as np
-from numba import njit
+
+from prob_moe.matching._compiled import kernel
 
 # Comparisons alone decide, and NaN has been rejected before: maxima and counts may be reordered, hence vectorised.
 ORDERLESS = {"nnan", "nsz", "reassoc"}
 
 
-@njit(cache=True, nogil=True, fastmath=ORDERLESS)
+@kernel(fastmath=ORDERLESS)
 def gather_columns(scores: np.ndarray, rows: np.ndarray, step: int) -> np.ndarray:
     """Every ``step``-th of ``rows``, less its best score, as float32 (k, m), so that sweeps run along memory."""
     k = scores.shape[1]
@@ -36,7 +37,7 @@ def gather_columns(scores: np.ndarray, rows: np.ndarray, step: int) -> np.ndarra
     return columns
 
 
-@njit(cache=True, nogil=True, fastmath=ORDERLESS)
+@kernel(fastmath=ORDERLESS)
 def _finite_mean(values: np.ndarray) -> float:
     total, count = np.float32(0), np.float32(0)
     for i in range(values.size):
@@ -46,7 +47,7 @@ def _finite_mean(values: np.ndarray) -> float:
     return float(total / max(count, np.float32(1)))
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def first_prices(columns: np.ndarray) -> tuple[np.ndarray, float]:
     """Mean finite score of each expert, which takes out a bias common to all rows, and the typical spread in a row."""
     means = np.empty(columns.shape[0])
@@ -55,7 +56,7 @@ def first_prices(columns: np.ndarray) -> tuple[np.ndarray, float]:
     return means - means.min(), -means.mean()
 
 
-@njit(cache=True, nogil=True, fastmath=ORDERLESS)
+@kernel(fastmath=ORDERLESS)
 def _count_above(values: np.ndarray, threshold: np.float32) -> int:
     count = np.float32(0)  # exact to 2^24, and as wide as the values: twice as many at a time
     for i in range(values.size):
@@ -63,7 +64,7 @@ def _count_above(values: np.ndarray, threshold: np.float32) -> int:
     return int(count)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _finite_range(values: np.ndarray) -> tuple[float, float]:
     low, high = np.inf, -np.inf
     for i in range(values.size):
@@ -74,7 +75,7 @@ def _finite_range(values: np.ndarray) -> tuple[float, float]:
     return low, high
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _threshold(bids: np.ndarray, target: int, floor: float, guess: float, width: float) -> float:
     """A number at least ``floor`` with ``target`` of the bids above it, as nearly as ties allow."""
     if floor > -np.inf and _count_above(bids, floor) <= target:
@@ -117,20 +118,20 @@ def _threshold(bids: np.ndarray, target: int, floor: float, guess: float, width:
     return max(0.5 * (low + high), floor)
 
 
-@njit(cache=True, nogil=True, fastmath=ORDERLESS)
+@kernel(fastmath=ORDERLESS)
 def _raise_to(best: np.ndarray, column: np.ndarray, price: np.float32, out: np.ndarray) -> None:
     for r in range(best.size):
         value = column[r] - price
         out[r] = value if value > best[r] else best[r]
 
 
-@njit(cache=True, nogil=True, fastmath=ORDERLESS)
+@kernel(fastmath=ORDERLESS)
 def _bids(column: np.ndarray, left: np.ndarray, right: np.ndarray, bids: np.ndarray) -> None:
     for r in range(bids.size):
         bids[r] = column[r] - (left[r] if left[r] > right[r] else right[r])
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def sweep(columns: np.ndarray, prices: np.ndarray, target: np.ndarray, floor: float, width: float) -> float:
     """Set each of ``prices`` (k,) in turn to its optimum at fixed others for ``columns`` (k, m); the largest change.
 

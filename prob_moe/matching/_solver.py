@@ -1,16 +1,16 @@
 """One assignment problem from scores to optimum, and batches of them in parallel."""
 
 import numpy as np
-from numba import njit, prange
 
 from prob_moe.matching._augment import augment, build_exchange
+from prob_moe.matching._compiled import batch_kernel, kernel
 from prob_moe.matching._distances import price, relax
 from prob_moe.matching._start import start
 
 OPTIMAL, NOT_A_NUMBER, TOO_MANY, INFEASIBLE = 0, 1, 2, 3
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _present_rows(mask: np.ndarray, n: int) -> np.ndarray:
     rows = np.empty(n, np.int64)
     count = 0
@@ -21,7 +21,7 @@ def _present_rows(mask: np.ndarray, n: int) -> np.ndarray:
     return rows[:count]
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _invalid(scores: np.ndarray, rows: np.ndarray) -> bool:
     """Whether NaN or +inf occurs in ``rows``; both fail the comparison below."""
     bad = False
@@ -31,7 +31,7 @@ def _invalid(scores: np.ndarray, rows: np.ndarray) -> bool:
     return bad
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def solve_one(
     scores: np.ndarray,
     mask: np.ndarray,
@@ -76,7 +76,7 @@ def solve_one(
     return OPTIMAL
 
 
-@njit(cache=True, nogil=True, parallel=True)
+@batch_kernel
 def solve_many(
     scores: np.ndarray,
     mask: np.ndarray,
@@ -87,7 +87,7 @@ def solve_many(
     prices: np.ndarray,
     status: np.ndarray,
 ) -> None:
-    """``solve_one`` for every problem of a batch (b, n, k), with slots (b, k), spread over the threads of numba."""
-    for p in prange(scores.shape[0]):
+    """``solve_one`` for every problem of a batch (b, n, k), with slots (b, k)."""
+    for p in range(scores.shape[0]):
         present = mask[p] if mask.shape[0] > 0 else np.empty(0, np.bool_)
         status[p] = solve_one(scores[p], present, capacity[p], assignment[p], costs[p], distances[p], prices[p])

@@ -1,9 +1,9 @@
 """A start for the augmenting paths: prices, and the best choices at them, that overfill few experts by few rows."""
 
 import numpy as np
-from numba import njit
 
 from prob_moe.matching._choice import choose, choose_with_margin
+from prob_moe.matching._compiled import kernel
 from prob_moe.matching._pricing import first_prices, gather_columns, sweep
 
 # Samples of the rows on which prices are improved, from coarse to fine: `(rows per expert, most sweeps)`. The coarse
@@ -13,7 +13,7 @@ _SAMPLES = ((16, 24), (128, 2), (1024, 1))
 _SETTLED = 0.02
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _targets(room: np.ndarray, share: float) -> np.ndarray:
     targets = np.empty(room.size, np.int64)
     for j in range(room.size):
@@ -21,7 +21,7 @@ def _targets(room: np.ndarray, share: float) -> np.ndarray:
     return targets
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _improve_on_samples(
     scores: np.ndarray, rows: np.ndarray, room: np.ndarray, floor: float
 ) -> tuple[np.ndarray, float, bool]:
@@ -47,7 +47,7 @@ def _improve_on_samples(
     return prices, width, step == 1
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def start(
     scores: np.ndarray, rows: np.ndarray, capacity: np.ndarray, assignment: np.ndarray, prices: np.ndarray
 ) -> bool:

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 
 from prob_moe.matching._capacity import capacity_of_problems
-from prob_moe.matching._solver import INFEASIBLE, NOT_A_NUMBER, TOO_MANY, solve_many, solve_one
+from prob_moe.matching._compiled import leaves_torch
+from prob_moe.matching._solver import INFEASIBLE, NOT_A_NUMBER, TOO_MANY, solve_many
 
 
 class Matching(NamedTuple):
@@ -24,6 +25,7 @@ class Matching(NamedTuple):
     prices: torch.Tensor
 
 
+@leaves_torch
 def solve_assignment(
     scores: torch.Tensor, capacity: int | torch.Tensor, *, mask: torch.Tensor | None = None
 ) -> Matching:
@@ -58,6 +60,7 @@ def solve_assignment(
     return matching
 
 
+@leaves_torch
 def solve_with_slots(
     scores: torch.Tensor, slots: torch.Tensor, mask: torch.Tensor | None
 ) -> tuple[Matching, np.ndarray]:
@@ -81,11 +84,7 @@ def solve_with_slots(
     costs, distances = np.empty((size, k, k)), np.empty((size, k, k))
     prices, status = np.empty((size, k)), np.empty(size, np.int64)
     places = slots.reshape(size, k).contiguous().numpy()
-    if size == 1:  # a single problem needs no thread pool
-        one = np.empty(0, np.bool_) if mask is None else present[0]
-        status[0] = solve_one(flat[0], one, places[0], assignment[0], costs[0], distances[0], prices[0])
-    elif size > 1:
-        solve_many(flat, present, places, assignment, costs, distances, prices, status)
+    solve_many(flat, present, places, assignment, costs, distances, prices, status)
     matching = Matching(
         torch.from_numpy(assignment).reshape(*batch, n).to(scores.device),
         torch.from_numpy(costs).reshape(*batch, k, k).to(scores.device),

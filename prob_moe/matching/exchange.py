@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from prob_moe.matching._capacity import capacity_of_problems
+from prob_moe.matching._compiled import leaves_torch
 from prob_moe.matching._distances import price_all, relax_all
 
 
@@ -48,6 +49,7 @@ def exchange_costs(scores: torch.Tensor, assignment: torch.Tensor, capacity: int
     return costs.masked_fill(torch.eye(k, dtype=torch.bool, device=costs.device), 0.0)
 
 
+@leaves_torch
 def shortest_distances(costs: torch.Tensor) -> torch.Tensor:
     r"""All-pairs shortest paths of the exchange graph, by Floyd and Warshall in O(k³).
 
@@ -68,6 +70,7 @@ def shortest_distances(costs: torch.Tensor) -> torch.Tensor:
     return distances.to(costs.device)
 
 
+@leaves_torch
 def shadow_prices(distances: torch.Tensor, loads: torch.Tensor, capacity: int | torch.Tensor) -> torch.Tensor:
     r"""Canonical optimal prices: how much the total score falls if an expert loses one slot.
 

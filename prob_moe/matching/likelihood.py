@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from prob_moe.matching._compiled import leaves_torch
 from prob_moe.matching.price_density import price_structure, reachable_logits, tree_log_density
 from prob_moe.matching.price_integral import RULES, Nodes, PriceEstimate, importance_sampling, in_chunks, quadrature
 from prob_moe.matching.price_mode import PriceProblem, logit_score
@@ -19,6 +20,7 @@ BATCH_ELEMENTS = 2**21  # of the largest tensor (points, batch, k) or (batch, k,
 QUADRATURE_POINTS = 2**13  # what product rules typically need
 
 
+@leaves_torch
 def matching_log_prob(
     logits: Tensor,
     assignment: Tensor,

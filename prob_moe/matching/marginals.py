@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from prob_moe.matching._capacity import capacity_of_problems
+from prob_moe.matching._compiled import leaves_torch
 from prob_moe.matching._minimum_variance import solve_batch
 
 
@@ -36,6 +37,7 @@ class MinimumVarianceMarginals:
         return self.log_marginals.exp()
 
 
+@leaves_torch
 def minimum_variance_marginals(
     logits: Tensor,
     capacity: int | Tensor,

@@ -4,9 +4,11 @@ import torch
 from torch import Tensor
 
 from prob_moe.matching._capacity import capacity_of_problems
+from prob_moe.matching._compiled import leaves_torch
 from prob_moe.matching._forest import round_batch
 
 
+@leaves_torch
 def dependent_rounding(
     marginals: Tensor, *, capacity: int | Tensor | None = None, generator: torch.Generator | None = None
 ) -> Tensor:

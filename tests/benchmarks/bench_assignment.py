@@ -1,7 +1,6 @@
 """The assignment solver against POT, scipy on replicated columns and networkx; and its growth with n."""
 
 import networkx as nx
-import numba
 import numpy as np
 import ot
 import pytest
@@ -9,6 +8,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from prob_moe.matching import solve_assignment
+from prob_moe.matching._compiled import num_threads
 
 # Peers must not pay for their defaults: as many iterations as it takes.
 MAX_ITERATIONS = 100_000_000
@@ -62,7 +62,7 @@ def pot_plan(scores: np.ndarray) -> np.ndarray:
 
 
 def label(benchmark, group: str, side: str, bar: str = "") -> None:
-    benchmark.group = f"assignment {group}, {numba.get_num_threads()} numba threads"
+    benchmark.group = f"assignment {group}, {num_threads()} threads"
     benchmark.extra_info.update(side=side, bar=bar)
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from functools import partial
 
-import numba
 import pytest
 import torch
 
@@ -38,10 +37,10 @@ SMALL = Setting(n=4, k=2)
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
     """The problems are too small to share, and threads that wait for one another take far longer."""
-    threads = numba.get_num_threads()
-    numba.set_num_threads(1)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     yield
-    numba.set_num_threads(threads)
+    torch.set_num_threads(threads)
 
 
 def identity(estimator: GradientEstimator) -> str:
