@@ -39,6 +39,9 @@ class Learner(nn.Module, ABC):
         :returns: what is minimised, nats per datapoint, summed over models; a scalar.
         """
 
+    def after_step(self) -> None:
+        """What moves without a gradient, after every step of the optimiser."""
+
     @abstractmethod
     def log_predictive(self, x: Tensor, y: Tensor) -> Tensor:
         """:returns: log p(y_i | x_i) under the model's own predictive distribution, nats, (*batch, n)."""
@@ -182,6 +185,9 @@ class GatedLearner(Learner):
         if self.load_balancing:
             loss = loss + self.load_balancing * load_balancing_loss(logits, logits.argmax(-1))
         return loss.sum()
+
+    def after_step(self) -> None:
+        self.alternative.update()
 
     def log_predictive(self, x: Tensor, y: Tensor) -> Tensor:
         return self.mixture.likelihood(self.serve(x)).log_prob(y)

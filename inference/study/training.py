@@ -54,6 +54,7 @@ def _fit(run: Run, problem: Problem, learner: Learner, loss: Callable[[], Tensor
     stopped_at = None
     try:
         for step, _ in steps(learner, loss, num_steps=num_steps, learning_rate=run.learning_rate):
+            learner.after_step()
             if step % LOOK_EVERY == 0 or step + 1 == num_steps:
                 quartiles = _nll(learner, problem.test).double().quantile(torch.tensor(QUARTILES, dtype=torch.double))
                 for name, value in zip(curve, (step + 1, *quartiles.tolist())):

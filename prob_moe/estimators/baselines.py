@@ -9,6 +9,7 @@ from torch import Tensor
 
 from prob_moe.estimators.sites import Site
 from prob_moe.padding import blank
+from prob_moe.recomputation import recomputing
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,12 @@ class DecayingAverage:
     steps: int = 0
 
     def value(self, beta: float) -> Tensor:
+        """:raises RuntimeError: in a repeated forward pass, which would see another mean than the first one did."""
+        if recomputing():
+            raise RuntimeError(
+                "a decaying average has moved since the forward pass that activation checkpointing repeats; checkpoint "
+                "networks, not the loss that holds the baseline"
+            )
         return self.total / (1 - beta**self.steps) if self.steps else self.total
 
     def update(self, mean_cost: Tensor, beta: float) -> None:

@@ -103,6 +103,14 @@ class Router(nn.Module, ABC):
         :raises ValueError: if the arguments do not fit, see :meth:`prepare`.
         """
 
+    def update(self) -> None:
+        """
+        Move what is learnt without a gradient, once per optimiser step: after the backward pass, or by
+        ``optimizer.register_step_post_hook(lambda *_: router.update())``. Most routers have nothing of that kind.
+
+        No ``forward`` changes what another reads, so it can be repeated (activation checkpointing).
+        """
+
     @staticmethod
     def prepare(logits: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """
