@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from prob_moe.distributions.base import check_logit_values, check_logits, check_mask
-from prob_moe.distributions.capacity import capacity_from_factor
+from prob_moe.distributions.capacity import resolve_capacity
 from prob_moe.experts import BatchedExperts
 from prob_moe.experts.validation import check_positive_int, should_check_values
 
@@ -38,14 +38,14 @@ class SparseRouting(Routing):
 
     :param assignment: long (*batch, m, n), coded as an assignment distribution's value: e, or ``~e`` where dropped.
     :param gate: g, (*batch, m, n). What is dropped contributes 0, whatever its gate.
-    :param capacity: the most datapoints of one batch that an expert processes, over all m choices.
+    :param slots: slots of an expert, an int: no batch element gives it more datapoints, over all m choices.
     :param loss: (*batch).
     :param carry: r, (*batch, n): share of the input that passes by the experts, 0 for padding; None for 0.
     """
 
     assignment: Tensor
     gate: Tensor
-    capacity: int
+    slots: int
     loss: Tensor
     carry: Tensor | None = None
 
@@ -54,9 +54,11 @@ class SparseRouting(Routing):
         copies = x.expand(*batch, n, x.shape[-1])
         if choices > 1:
             copies = copies.unsqueeze(-3).expand(*batch, choices, n, x.shape[-1]).flatten(-3, -2)
-        chosen = experts(copies, self.assignment.flatten(-2), capacity=self.capacity)
-        gate = self.gate.masked_fill(self.assignment < 0, 0.0)
-        out = (gate.unsqueeze(-1) * chosen.unflatten(-2, (choices, n))).sum(-3)
+        chosen = experts(copies, self.assignment.flatten(-2), capacity=self.slots)
+        out_of_it = self.assignment < 0
+        rows = self.gate.masked_fill(out_of_it, 0.0).unsqueeze(-1) * chosen.unflatten(-2, (choices, n))
+        # Experts with a residual pass on what they do not process, and 0 * NaN would be NaN.
+        out = rows.masked_fill(out_of_it.unsqueeze(-1), 0.0).sum(-3)
         if self.carry is None:
             return out
         if x.shape[-1] != out.shape[-1]:
@@ -77,7 +79,8 @@ class Router(nn.Module, ABC):
     with. Draws come from torch's generator.
 
     :param capacity: the most datapoints of one batch that an expert processes; or
-    :param capacity_factor: capacity = ceil(capacity_factor * n / k). Without either there is no limit.
+    :param capacity_factor: capacity = ceil(capacity_factor * n / k) for a batch of n datapoints, padding not counted.
+        Without either there is no limit.
     :raises ValueError: if both are given, or one is not positive.
     """
 
@@ -86,12 +89,9 @@ class Router(nn.Module, ABC):
 
     def __init__(self, *, capacity: int | None = None, capacity_factor: float | None = None) -> None:
         super().__init__()
-        if capacity is not None and capacity_factor is not None:
-            raise ValueError(f"give capacity or capacity_factor, not both (got {capacity} and {capacity_factor})")
+        resolve_capacity(capacity, capacity_factor, torch.empty(1, 1), None)
         if capacity is not None:
             check_positive_int("capacity", capacity)
-        if capacity_factor is not None:
-            capacity_from_factor(capacity_factor, 1, 1)
         self.capacity = capacity
         self.capacity_factor = capacity_factor
 
@@ -128,12 +128,18 @@ class Router(nn.Module, ABC):
             check_logit_values(logits)
         return logits, mask
 
-    def capacity_of(self, logits: Tensor) -> int:
-        """c for logits (*batch, n, k); n, at least 1, where there is no limit."""
-        n, k = logits.shape[-2:]
-        if self.capacity is not None:
-            return self.capacity
-        return max(n, 1) if self.capacity_factor is None else capacity_from_factor(self.capacity_factor, n, k)
+    def capacity_of(self, logits: Tensor, mask: Tensor | None = None) -> tuple[Tensor, int]:
+        """
+        :param logits: (*batch, n, k).
+        :param mask: bool (*batch, n) or None.
+        :returns: c of every batch element, long (*batch), n where there is no limit; and how many slots an expert
+            needs, an int that follows from shapes alone.
+        """
+        n = max(1, logits.shape[-2])
+        capacity, largest = resolve_capacity(self.capacity, self.capacity_factor, logits, mask)
+        if capacity is None or largest is None:
+            return torch.full((), n, device=logits.device).expand(logits.shape[:-2]), n
+        return capacity, min(largest, n)
 
     def to_experts(
         self, logits: Tensor, mask: Tensor | None, choices: Tensor, gate: Tensor, loss: Tensor | None = None
@@ -147,9 +153,9 @@ class Router(nn.Module, ABC):
         :param gate: (*batch, m, n).
         :param loss: (*batch); None for 0.
         """
-        capacity = self.capacity_of(logits)
+        capacity, slots = self.capacity_of(logits, mask)
         assignment = within_capacity(choices, capacity, logits.shape[-1], mask)
-        return SparseRouting(assignment, gate, capacity, logits.new_zeros(logits.shape[:-2]) if loss is None else loss)
+        return SparseRouting(assignment, gate, slots, logits.new_zeros(logits.shape[:-2]) if loss is None else loss)
 
     def extra_repr(self) -> str:
         options = {name: value for name, value in vars(self).items() if name != "training" and name[0] != "_"}
@@ -168,12 +174,13 @@ def top_choices(scores: Tensor, num_selected: int) -> Tensor:
     return scores.topk(num_selected, dim=-1).indices.mT
 
 
-def within_capacity(choices: Tensor, capacity: int, num_experts: int, mask: Tensor | None = None) -> Tensor:
+def within_capacity(choices: Tensor, capacity: int | Tensor, num_experts: int, mask: Tensor | None = None) -> Tensor:
     """
     First come, first served: an expert processes the first ``capacity`` datapoints that chose it, and drops the rest.
     All first choices come before all second ones.
 
     :param choices: the chosen experts of every datapoint, long (*batch, m, n).
+    :param capacity: an int, or a long tensor (*batch).
     :param mask: bool (*batch, n), False for padding, whose entries become -1.
     :returns: the assignment, (*batch, m, n): e where processed, ``~e`` where dropped.
 
@@ -187,5 +194,6 @@ def within_capacity(choices: Tensor, capacity: int, num_experts: int, mask: Tens
     ordered = queue.gather(-1, order)
     place = torch.arange(queue.shape[-1], device=queue.device) - torch.searchsorted(ordered, ordered)
     rank = torch.zeros_like(queue).scatter(-1, order, place).view(choices.shape)
-    assignment = torch.where(rank < capacity, choices, ~choices)
+    limit = capacity[..., None, None] if isinstance(capacity, Tensor) else capacity
+    assignment = torch.where(rank < limit, choices, ~choices)
     return torch.where(present, assignment, -1)

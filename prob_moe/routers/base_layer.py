@@ -60,10 +60,10 @@ class BASELayer(Router):
         logits, mask = self.prepare(logits, mask)
         *batch, n, _ = logits.shape
         if self.training:
-            capacity = self.capacity_of(logits)
+            capacity, slots = self.capacity_of(logits, mask)
             assignment = solve_assignment(logits, capacity, mask=mask).assignment
         else:
-            capacity = max(1, n)
+            slots = max(1, n)
             assignment = logits.argmax(-1)
             if mask is not None:
                 assignment = assignment.masked_fill(~mask, -1)
@@ -72,7 +72,7 @@ class BASELayer(Router):
         return SparseRouting(
             assignment.unsqueeze(-2),
             alpha.unsqueeze(-2),
-            capacity,
+            slots,
             logits.new_zeros(batch),
             carried if self.carry else None,
         )

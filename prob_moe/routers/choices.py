@@ -7,13 +7,14 @@ from prob_moe.routers.base import within_capacity
 
 
 def assign_choices(
-    choices: Tensor, valid: Tensor, capacity: int, num_experts: int, mask: Tensor | None = None
+    choices: Tensor, valid: Tensor, capacity: int | Tensor, num_experts: int, mask: Tensor | None = None
 ) -> Tensor:
     """
     An assignment of several choices a datapoint, where not every choice is meant: what is not valid takes no capacity.
 
     :param choices: long (*batch, m, n), best choices first; all first choices come before all second ones.
     :param valid: bool (*batch, m, n).
+    :param capacity: an int, or a long tensor (*batch).
     :param mask: bool (*batch, n), False for padding, whose entries become -1.
     :returns: (*batch, m, n), e where processed and ``~e`` where not.
 

@@ -15,8 +15,8 @@ class SlotRouting(Routing):
     r"""Every slot t of every expert j names its datapoint: :math:`y_i = \sum_{jt:\, \mathrm{source}_{jt} = i} g_{jt}
     f_j(x_i)`.
 
-    :param sources: long (*batch, k, c), the datapoint in every slot; -1 where a slot is empty.
-    :param gate: g, (*batch, k, c).
+    :param sources: long (*batch, k, slots), the datapoint in every slot; -1 where a slot is empty.
+    :param gate: g, (*batch, k, slots).
     :param num_datapoints: n.
     :param loss: (*batch).
     """
@@ -89,7 +89,9 @@ class ExpertChoice(Router):
         scores = p.detach()
         if mask is not None:
             scores = scores.masked_fill(~mask.unsqueeze(-2), -1.0)
-        sources = scores.argsort(dim=-1, descending=True, stable=True)[..., : self.capacity_of(logits)]
+        capacity, slots = self.capacity_of(logits, mask)
+        sources = scores.argsort(dim=-1, descending=True, stable=True)[..., :slots]
         gate = p.gather(-1, sources)
-        sources = sources.masked_fill(scores.gather(-1, sources) < 0, -1)
+        beyond = torch.arange(sources.shape[-1], device=logits.device) >= capacity[..., None, None]
+        sources = sources.masked_fill((scores.gather(-1, sources) < 0) | beyond, -1)
         return SlotRouting(sources, gate, n, logits.new_zeros(batch))

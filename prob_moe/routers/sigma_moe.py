@@ -66,7 +66,7 @@ class SigmaMoE(Router):
         :raises ValueError: on a wrong dtype or shape, and on fewer experts than ``num_selected``.
         """
         logits, mask = self.prepare(logits, mask)
-        capacity = self.capacity_of(logits)
+        capacity, slots = self.capacity_of(logits, mask)
         # The sigmoid is monotone, but saturates: the logits still tell large scores apart.
         scores = logits.detach()
         if self.training and self.expert_dropout:
@@ -78,7 +78,7 @@ class SigmaMoE(Router):
         return SparseRouting(
             assign_choices(choices, visible, capacity, logits.shape[-1], mask),
             torch.where(visible, gate, 0.0),
-            capacity,
+            slots,
             -self.entropy_weight * mean_router_entropy(logits, mask),
         )
 

@@ -96,10 +96,10 @@ class SparsityConstrainedTransport(Router):
         choices = top_choices(plan.detach(), self.num_selected)
         entries = plan.mT.gather(-2, choices)
         gate = entries if self.gate == "plan" else p.mT.gather(-2, choices)
-        capacity = self.capacity_of(logits)
+        capacity, slots = self.capacity_of(logits, mask)
         return SparseRouting(
             assign_choices(choices, entries > 0, capacity, logits.shape[-1], mask),
             torch.where(entries > 0, gate, 0.0),
-            capacity,
+            slots,
             logits.new_zeros(logits.shape[:-2]),
         )

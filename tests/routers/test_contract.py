@@ -148,10 +148,15 @@ def test_leading_dimensions_are_batches_of_their_own(case):
 
 
 @every_router
-def test_padding_takes_no_part(case):
-    """Padding before, between and behind leaves outputs and gradients as they are, even where it is NaN."""
-    capacity = dict(capacity=3) if case.limited else {}
-    experts, router = experts_of(), case.make(**capacity).eval()
+@pytest.mark.parametrize("limit", [{"capacity": 3}, {"capacity_factor": 1.0}])
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("filling", [torch.nan, torch.inf, -torch.inf])
+def test_padding_takes_no_part(case, limit, residual, filling):
+    """
+    Padding before, between and behind leaves outputs, losses and gradients as they are, alone or beside others and
+    whatever stands in it; a capacity factor does not count it.
+    """
+    experts, router = experts_of(residual=residual), case.make(**limit if case.limited else {}).eval()
     mask = torch.tensor([False, True, False, False, True, True, True, True, False, True, True, True, False])
     n = int(mask.sum())
     logits, x = logits_of(case, n), torch.randn(n, D, dtype=torch.float64)
@@ -164,8 +169,8 @@ def test_padding_takes_no_part(case):
         gradients = torch.autograd.grad(loss, [logits, x, *experts.parameters()], allow_unused=True)
         return output, routing.loss, *gradients
 
-    padded_logits = torch.full((len(mask), case.columns), torch.nan, dtype=torch.float64)
-    padded_x = torch.full((len(mask), D), torch.nan, dtype=torch.float64)
+    padded_logits = torch.full((len(mask), case.columns), filling, dtype=torch.float64)
+    padded_x = torch.full((len(mask), D), filling, dtype=torch.float64)
     padded_logits[mask], padded_x[mask] = logits, x
     output, loss, for_logits, for_x, *for_parameters = results(logits, x)
     output_p, loss_p, for_logits_p, for_x_p, *for_parameters_p = results(padded_logits, padded_x, mask)
@@ -180,6 +185,28 @@ def test_padding_takes_no_part(case):
     torch.testing.assert_close(for_parameters_p, for_parameters)
 
 
+@every_router
+def test_whatever_stands_in_padding_changes_nothing_in_training(case):
+    """To the last bit, with the draws of training and several batch elements, one of them all padding."""
+    router, experts = case.make(), experts_of(residual=True)
+    mask = torch.tensor([[True, False, True, True, True, False], [True] * 6, [False] * 6])
+    logits, x = logits_of(case, 3, 6), torch.randn(3, 6, D, dtype=torch.float64)
+
+    def results(filling):
+        torch.manual_seed(2)
+        inputs = [t.masked_fill(~mask.unsqueeze(-1), filling).requires_grad_() for t in (logits, x)]
+        routing = route(copy.deepcopy(router), inputs[0], mask)
+        output = routing.output(experts, inputs[1])
+        loss = output.square().sum() + routing.loss.sum()
+        gradients = torch.autograd.grad(loss, [*inputs, *experts.parameters()], allow_unused=True)
+        return output, routing.loss, *(g for g in gradients if g is not None)
+
+    expected = results(0.0)
+    assert all(bool(value.isfinite().all()) for value in expected)
+    for filling in (torch.nan, torch.inf, -torch.inf, 1e300):
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(results(filling), expected, strict=True))
+
+
 @every_limited_router
 @pytest.mark.parametrize("training", [True, False])
 def test_capacity_holds(case, training):
@@ -187,13 +214,16 @@ def test_capacity_holds(case, training):
     logits = logits_of(case, 50, 11) + torch.tensor([2.0, 0.0, 0.0])
     mask = torch.rand(50, 11) < 0.8
     routing = route(router, logits, mask)
-    # ceil(11 / 3)
-    assert router.capacity_of(logits) == 4
+    # ceil(present / 3), and ceil(11 / 3) with padding
+    capacity, slots = router.capacity_of(logits, mask)
+    assert capacity.tolist() == [max(1, -(-int(present) // 3)) for present in mask.sum(-1)]
+    assert slots == 4
     if (sparse := sparse_part(routing)) is not None:
-        assert sparse.capacity == 4
+        assert sparse.slots == 4
         assignment = sparse.assignment.flatten(-2)
         loads = expert_counts(assignment.clamp(min=0), assignment >= 0, K)
-        assert int(loads.max()) == 4
+        assert bool((loads.amax(-1) <= capacity).all())
+        assert bool((loads.amax(-1) == capacity).any())
         assert bool((sparse.assignment.mT[~mask] == -1).all())
     # The expert layer itself refuses loads above capacity.
     routing.output(experts_of(), torch.randn(50, 11, D, dtype=torch.float64))
