@@ -124,7 +124,7 @@ def fit(
             results, chosen, config = _fit_all(config, run, checkpoint_every, resume, errors if as_json_ else console)
         title = (
             f"{config.task}: {config.assignment}, {config.estimator}, baseline {config.baseline}\n"
-            f"capacity factor {config.capacity_factor:g}, served by {config.serve}"
+            f"capacity factor {config.capacity_factor:g}, loads of the {config.serve}"
         )
         files = write_results(chosen, results, title, run)
         if sample_text:

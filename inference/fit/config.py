@@ -20,7 +20,7 @@ class TaskName(StrEnum):
 
 
 class Serve(StrEnum):
-    """Which assignment serves."""
+    """Which assignment loads are counted in, and whose experts speak in a text."""
 
     MODE = "mode"
     SAMPLE = "sample"

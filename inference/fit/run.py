@@ -34,7 +34,7 @@ class FitOptions:
     model: ModelOptions = field(default_factory=ModelOptions)
     estimator: Estimator = Estimator.WEIGHTED
     num_particles: int = 1
-    #: whether to draw the assignment that is served, instead of its mode
+    #: whether loads are those of a draw of the assignment, instead of its mode
     sample: bool = False
 
     def __post_init__(self) -> None:

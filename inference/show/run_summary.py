@@ -37,7 +37,7 @@ def describe(run: Run) -> list[tuple[str, str]]:
         ("assignment", f"{config.assignment}: {PROCEDURES.get(config.assignment, '')}"),
         ("estimator", str(config.estimator)),
         ("objective", OBJECTIVES.get(config.estimator, "")),
-        ("served by", str(config.serve)),
+        ("loads of", f"the {config.serve}"),
         ("seeds", seeds),
         ("state", state),
     ]

@@ -34,6 +34,10 @@ class LeaveOneOut_ELBO(Trace_ELBO):
     of :func:`~prob_moe.estimators.balanced_objective` draws by running the model; here the model then runs once a
     particle for both, instead of twice.
 
+    As in all of Pyro's ELBOs, a site is scaled as the plates scale in which it stands. An assignment that a guide draws
+    stands outside of its data plate: where that is subsampled, put the site under ``poutine.scale`` yourself. (Draws of
+    the model's own procedure need nothing: their log-probabilities cancel.)
+
     Source: Mnih & Rezende (2016), "Variational inference for Monte Carlo objectives", eq. 7; Kool, van Hoof & Welling
     (2019), "Buy 4 REINFORCE samples, get a baseline for free!".
 
