@@ -4,13 +4,14 @@ from typing import Any
 
 import torch
 from pyro.distributions import TorchDistribution
+from pyro.ops.provenance import detach_provenance
 from pyro.poutine.util import is_validation_enabled
 from torch import Tensor
 
 from prob_moe.distributions.capacity import check_capacity_values, check_room, describe_capacity, resolve_capacity
 from prob_moe.distributions.stock_elbos import refuse_stock_elbos
 from prob_moe.distributions.support import AssignmentConstraint, expert_counts, router_choices, router_logits
-from prob_moe.matching import solve_assignment
+from prob_moe.matching import solve_partial_assignment
 
 
 class AssignmentDistribution(TorchDistribution):
@@ -198,10 +199,12 @@ class AssignmentDistribution(TorchDistribution):
 
     # Helpers for subclasses ------------------------------------------------------------------------------------------
 
-    def _check_feasible(self) -> None:
-        """:raises ValueError: if forbidden experts leave no assignment of all datapoints within capacity."""
-        if self._validate_args and self.capacity is not None and bool((self.logits == -torch.inf).any()):
-            solve_assignment(self.logits.detach().clamp(max=0.0), self.capacity, mask=self.mask)
+    def _best_within_capacity(self) -> Tensor:
+        """The largest sum of log p over the processed datapoints, as many as the experts have slots for: a mode."""
+        log_p = detach_provenance(self.logits.detach()).double().log_softmax(-1)
+        assert self.capacity is not None
+        assignment = solve_partial_assignment(log_p, self.capacity, mask=self.mask)
+        return self._code_padding(torch.where(assignment >= 0, assignment, ~log_p.argmax(-1)))
 
     def _sample_router(self, sample_shape: torch.Size) -> Tensor:
         """Independent draws z_i ~ p_i by the Gumbel-max trick, long (*sample, *batch, n); 0 for padding."""

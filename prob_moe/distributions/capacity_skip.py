@@ -17,8 +17,10 @@ class CapacitySkip(AssignmentDistribution):
         \log P = \sum_i \log p_{i z_i} - \sum_j \log \binom{n_j}{\min(c, n_j)}, \qquad
         w_i = \mathrm{processed}_i \cdot \max(1, n_{z_i} / c).
 
-    Cost O(nk + n log n). The mode sends every datapoint to its most probable expert, which processes those with the
-    highest router probability.
+    Any capacity will do, also with more datapoints than slots.
+
+    Cost O(nk + n log n), and a matching for the mode: the assignment of min(n, kc) datapoints that has the largest
+    :math:`\sum \log p`, the others dropped from their favourite.
 
     Source: Kool, Maddison & Mnih (2021), "Unbiased Gradient Estimation with Balanced Assignments for Mixtures of
     Experts", section on skipping.
@@ -59,11 +61,7 @@ class CapacitySkip(AssignmentDistribution):
 
     @property
     def mode(self) -> Tensor:
-        log_p, choices = self.logits.detach().log_softmax(-1).max(-1)
-        if self.mask is not None:
-            choices = choices.masked_fill(~self.mask, 0)
-        # exp keeps the order and fits the range that `_skip` wants; 1 - p in [0, 1) processes the surest first.
-        return self._skip(choices, -torch.expm1(log_p.double()))
+        return self._best_within_capacity()
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
         return enumerate_skips(self, expand)

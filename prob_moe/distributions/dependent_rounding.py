@@ -8,7 +8,7 @@ from torch import Tensor
 
 from prob_moe.distributions.base import AssignmentDistribution
 from prob_moe.distributions.support import router_choices
-from prob_moe.matching import dependent_rounding, minimum_variance_marginals, router_marginals, solve_assignment
+from prob_moe.matching import dependent_rounding, minimum_variance_marginals, router_marginals
 
 MARGINALS = ("minimum_variance", "router")
 
@@ -24,15 +24,16 @@ class DependentRounding(AssignmentDistribution):
 
     The objective is :math:`\sum_i E[w_i^2]`; by Jensen's inequality no procedure within capacity has unbiased weights
     with a smaller one. The weights are bounded, and exactly 1 where the router is balanced. A datapoint is dropped with
-    probability :math:`1 - \sum_j r_{ij}`, which is 0 as long as all :math:`p_{ij} > 0`; forbidden experts can make it
-    positive. A dropped entry codes a choice drawn from :math:`p_i`. The loads differ by less than 1 from their
-    expectations.
+    probability :math:`1 - \sum_j r_{ij}`, which is 0 as long as all :math:`p_{ij} > 0` and :math:`n \le kc`. Forbidden
+    experts can make it positive, and more datapoints than slots do: then all experts are full. A dropped entry codes a
+    choice drawn from :math:`p_i`. The loads differ by less than 1 from their expectations.
 
     The joint probability of a draw has no tractable form: :meth:`log_prob` raises. The router objective does not need
     it (:class:`~prob_moe.estimators.TraceRouting_ELBO`).
 
     Cost: a convex dual in k prices, a few passes of O(nk), and O(nk^2) at worst for the rounding. The mode is the
-    matching of the logits.
+    matching of the logits; with more datapoints than slots, of the kc datapoints whose matching has the largest
+    :math:`\sum \log p`, the others dropped from their favourite.
 
     Source: rounding after Gandhi, Khuller, Parthasarathy & Srinivasan (2006), "Dependent rounding and its applications
     to approximation algorithms"; the minimum-variance marginals are this library's own.
@@ -64,7 +65,6 @@ class DependentRounding(AssignmentDistribution):
         if marginals not in MARGINALS:
             raise ValueError(f"marginals must be one of {MARGINALS}, got {marginals!r}")
         super().__init__(logits, **kwargs)
-        self._check_feasible()
         self.marginals = marginals
         self._initial_prices = initial_prices
         self._log_r: Tensor | None = None
@@ -126,4 +126,4 @@ class DependentRounding(AssignmentDistribution):
 
     @property
     def mode(self) -> Tensor:
-        return solve_assignment(self.logits.detach(), self.capacity, mask=self.mask).assignment
+        return self._best_within_capacity()

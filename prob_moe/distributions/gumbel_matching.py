@@ -81,7 +81,9 @@ class GumbelMatching(AssignmentDistribution):
 
     def __init__(self, logits: Tensor, *, num_points: int | None = None, **kwargs: Any) -> None:
         super().__init__(logits, **kwargs)
-        self._check_feasible()
+        if self._validate_args and bool((self.logits == -torch.inf).any()):
+            # Forbidden experts may leave no assignment of all datapoints within capacity.
+            solve_assignment(self.logits.detach().clamp(max=0.0), self.capacity, mask=self.mask)
         self.num_points = num_points
         self._last_draw: tuple[Tensor, Tensor, Matching] | None = None
 

@@ -10,6 +10,7 @@ from prob_moe.matching.conditional_poisson import (
 from prob_moe.matching.exchange import exchange_costs, shadow_prices, shortest_distances
 from prob_moe.matching.likelihood import matching_log_prob
 from prob_moe.matching.marginals import MinimumVarianceMarginals, minimum_variance_marginals, router_marginals
+from prob_moe.matching.partial import solve_partial_assignment
 from prob_moe.matching.price_density import PriceStructure, price_log_density, price_structure
 from prob_moe.matching.rounding import dependent_rounding
 from prob_moe.matching.sparse_transport import SparsePlan, sparse_transport
@@ -33,5 +34,6 @@ __all__ = [
     "shadow_prices",
     "shortest_distances",
     "solve_assignment",
+    "solve_partial_assignment",
     "sparse_transport",
 ]

@@ -47,7 +47,7 @@ def solve_assignment(
     >>> solve_assignment(torch.tensor([[5.0, 4.0], [3.0, 0.0]]), capacity=1).assignment
     tensor([1, 0])
     """
-    _check_arguments(scores, mask)
+    check_arguments(scores, mask)
     *batch, n, k = scores.shape
     capacities = capacity_of_problems(capacity, tuple(batch))
     if mask is None and isinstance(capacity, int) and n > k * capacity:
@@ -56,7 +56,7 @@ def solve_assignment(
     slots = capacities.clamp(max=n + 1).unsqueeze(-1).expand(*batch, k)
     matching, status = solve_with_slots(scores, slots, mask)
     if status.any():
-        _raise_failure(status, scores, capacities)
+        raise_failure(status, scores, capacities)
     return matching
 
 
@@ -94,7 +94,8 @@ def solve_with_slots(
     return matching, status
 
 
-def _check_arguments(scores: torch.Tensor, mask: torch.Tensor | None) -> None:
+def check_arguments(scores: torch.Tensor, mask: torch.Tensor | None) -> None:
+    """:raises ValueError: for scores or a mask of a wrong dtype or shape."""
     if not isinstance(scores, torch.Tensor) or not scores.is_floating_point():
         kind = scores.dtype if isinstance(scores, torch.Tensor) else type(scores).__name__
         raise ValueError(f"scores must be a floating-point tensor, but is {kind}; convert it with scores.float()")
@@ -123,7 +124,8 @@ def _too_many(shape: tuple[int, ...], capacity: int, present: str) -> str:
     )
 
 
-def _raise_failure(status: np.ndarray, scores: torch.Tensor, capacities: torch.Tensor) -> None:
+def raise_failure(status: np.ndarray, scores: torch.Tensor, capacities: torch.Tensor) -> None:
+    """:raises ValueError: that says what is wrong with the first problem whose status is not 0."""
     first = int(np.flatnonzero(status)[0])
     capacity = int(capacities.reshape(-1)[first])
     batch = tuple(scores.shape[:-2])

@@ -32,9 +32,10 @@ def test_weights_count_what_was_skipped() -> None:
     torch.testing.assert_close(skip.importance_weights(torch.tensor([0, 0, ~0, 1])), torch.tensor([1.5, 1.5, 0.0, 1.0]))
 
 
-def test_mode_processes_the_surest() -> None:
+def test_mode_is_the_best_within_capacity() -> None:
     logits = torch.tensor([[2.0, 0.0], [4.0, 0.0], [3.0, 0.0], [0.0, 1.0]])
-    assert CapacitySkip(logits, capacity=2).mode.tolist() == [~0, 0, 0, 1]
+    assert CapacitySkip(logits, capacity=2).mode.tolist() == [1, 0, 0, 1]
+    assert CapacitySkip(logits, capacity=1).mode.tolist() == [~0, 0, ~0, 1]
 
 
 def test_without_overflow_it_is_independent_routing() -> None:

@@ -8,7 +8,7 @@ from tests.estimators.replicas import problem
 
 
 @pytest.mark.parametrize("marginals", ["minimum_variance", "router"])
-@pytest.mark.parametrize(("n", "k", "capacity"), [(6, 3, 2), (7, 3, 3), (4, 4, 1)])
+@pytest.mark.parametrize(("n", "k", "capacity"), [(6, 3, 2), (7, 3, 3), (4, 4, 1), (7, 3, 1), (9, 2, 3)])
 def test_draws_have_the_marginals(marginals: str, n: int, k: int, capacity: int) -> None:
     rounding = DependentRounding(2 * logits_of(n, k), capacity=capacity, marginals=marginals)
     num_samples = 20_000
