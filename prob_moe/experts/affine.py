@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
+from prob_moe._transforms import nested_forward_mode
+
 
 def affine(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """
@@ -31,6 +33,7 @@ class _AffineReLU(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
         ctx.save_for_backward(inputs[0], inputs[1], output)
+        ctx.save_for_forward(inputs[0], inputs[1], output)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -47,6 +50,12 @@ class _AffineReLU(torch.autograd.Function):
             grad.sum(-2) if for_bias else None,
         )
 
+    @staticmethod
+    def jvp(ctx: Any, rows_tangent: Tensor, weight_tangent: Tensor, bias_tangent: Tensor | None) -> Tensor:
+        rows, weight, output = ctx.saved_tensors
+        tangent = affine(rows_tangent, weight, bias_tangent) + torch.bmm(rows, weight_tangent)
+        return torch.where(output > 0, tangent, 0.0)
+
 
 def affine_relu(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """
@@ -57,6 +66,8 @@ def affine_relu(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if torch.compiler.is_compiling() or torch.is_autocast_enabled(rows.device.type):
         # The compiler fuses by itself; autocast chooses the dtype of every product.
         return affine(*args).relu_()
+    if nested_forward_mode():
+        return affine(*args).relu()
     # Tensor subclasses, such as those that carry Pyro's provenance, are invisible to an autograd.Function.
     if has_torch_function(args):
         return handle_torch_function(affine_relu, args, *args)

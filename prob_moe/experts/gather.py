@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
+from prob_moe._transforms import nested_forward_mode
 from prob_moe.experts.plan import DispatchPlan
 from prob_moe.experts.validation import check_features
 
@@ -25,11 +26,19 @@ class _GatherRows(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
         ctx.save_for_backward(inputs[1], inputs[2])
+        ctx.save_for_forward(inputs[1], inputs[2])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         index, inverse = ctx.saved_tensors
         return gather_rows(grad, inverse, index), None, None
+
+
+class _GatherRowsAndTangents(_GatherRows):
+    # A class of its own, because the compiler refuses a function that has a forward mode.
+    @staticmethod
+    def jvp(ctx: Any, rows: Tensor, *rest: None) -> Tensor:
+        return gather_rows(rows, *ctx.saved_tensors)
 
 
 def gather_rows(rows: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
@@ -42,10 +51,14 @@ def gather_rows(rows: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
     :return: (l, d).
     """
     args = (rows, index, inverse)
+    if torch.compiler.is_compiling():
+        return _GatherRows.apply(*args)  # type: ignore[no-untyped-call]
     # Tensor subclasses, such as those that carry Pyro's provenance, are invisible to an autograd.Function.
-    if not torch.compiler.is_compiling() and has_torch_function(args):
+    if has_torch_function(args):
         return handle_torch_function(gather_rows, args, *args)
-    return _GatherRows.apply(*args)  # type: ignore[no-untyped-call]
+    if nested_forward_mode():
+        return _GatherRows.forward(*args)
+    return _GatherRowsAndTangents.apply(*args)  # type: ignore[no-untyped-call]
 
 
 def _flat_indices(plan: DispatchPlan, expert_major: bool) -> tuple[Tensor, Tensor]:

@@ -5,16 +5,16 @@ from a proposal fitted to the mode. Nothing here uses the global random generato
 """
 
 import math
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from prob_moe.matching._compiled import leaves_torch
+from prob_moe.matching.fixed_points import integrate
 from prob_moe.matching.price_density import price_structure, reachable_logits, tree_log_density
-from prob_moe.matching.price_integral import RULES, Nodes, PriceEstimate, importance_sampling, in_chunks, quadrature
-from prob_moe.matching.price_mode import PriceProblem, logit_score
+from prob_moe.matching.price_integral import RULES, importance_sampling, quadrature
+from prob_moe.matching.price_mode import PriceProblem
 
 BATCH_ELEMENTS = 2**21  # of the largest tensor (points, batch, k) or (batch, k, k, k) of one chunk of the batch
 QUADRATURE_POINTS = 2**13  # what product rules typically need
@@ -40,9 +40,11 @@ def matching_log_prob(
     index κ. It grows further when few points carry the weight. While it exceeds ``tolerance`` the number of points
     doubles. It is what was reached, also where it misses the tolerance: hard are many experts of capacity near 1.
 
-    The gradient with respect to ``logits`` is that of the estimate with its points held fixed, the self-normalised
-    expectation of ∇ log p(Z, v) given Z. Only first derivatives exist; no gradient flows through the error. Computed
-    in float64. Cost per point O(nk² + k³) in matrix products; memory does not grow with the number of points times n.
+    Derivatives with respect to ``logits``, first and second, in reverse and in forward mode, are those of the estimate
+    with its points held fixed: the gradient is the self-normalised expectation of ∇ log p(Z, v) given Z. A third
+    derivative raises NotImplementedError, and so does ``vmap``, instead of which batches serve; no gradient flows
+    through the error. Computed in float64. Cost per point O(nk² + k³) in matrix products; memory does not grow with
+    the number of points times n.
 
     :param logits: router logits φ, (\\*batch, n, k), −inf where a pair is forbidden.
     :param assignment: expert of each datapoint, long, (\\*batch, n), −1 where absent. The batches broadcast.
@@ -87,41 +89,14 @@ def matching_log_prob(
                 no_prices = flat_logits.new_zeros(k)
                 value = tree_log_density(reachable_logits(flat_logits[index], z, part), z, no_prices, part.free)
             else:
-                with torch.no_grad():
-                    problem = PriceProblem.build(flat_logits.detach()[index], z, part)
-                    if by_rule:
-                        estimate = quadrature(problem, d)
-                    else:
-                        estimate = importance_sampling(problem, num_points, max_points, tolerance)
-                value = _FixedPoints.apply(flat_logits[index], problem, estimate)  # type: ignore[no-untyped-call]
-                error = error.index_copy(0, index, estimate.error)
+                problem = PriceProblem.build(flat_logits.detach()[index], z, part)
+                if by_rule:
+                    integral = partial(quadrature, dimension=d)
+                else:
+                    integral = partial(
+                        importance_sampling, num_points=num_points, max_points=max_points, tolerance=tolerance
+                    )
+                value, spread = integrate(flat_logits[index], problem, integral)
+                error = error.index_copy(0, index, spread)
             log_prob = log_prob.index_copy(0, index, value)
     return log_prob.view(batch).to(logits.dtype), error.view(batch).to(logits.dtype)
-
-
-class _FixedPoints(torch.autograd.Function):
-    """The estimated log-probability, with the gradient of the estimate at fixed points; the cost is paid in
-    backward."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, problem: PriceProblem, estimate: PriceEstimate) -> Tensor:
-        ctx.problem, ctx.nodes = problem, estimate.nodes if ctx.needs_input_grad[0] else []
-        ctx.log_prob = estimate.log_prob
-        return estimate.log_prob.clone()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
-        gradient = torch.zeros_like(ctx.problem.logits)
-        for node in ctx.nodes:
-            weights = (node.log_weights - ctx.log_prob[node.members]).exp() * upstream[node.members]
-            gradient.index_add_(0, node.members, _weighted_score(ctx.problem.select(node.members), node, weights))
-        return gradient, None, None
-
-
-def _weighted_score(problem: PriceProblem, node: Nodes, weights: Tensor) -> Tensor:
-    """Σ_m w_m ∂ log p(Z, v_m) / ∂φ for the points of one set of nodes, (batch, n, k)."""
-    total = torch.zeros_like(problem.logits)
-    for prices, weight in zip(in_chunks(node.prices, problem), in_chunks(weights, problem)):
-        total += torch.einsum("mbnk,mb->bnk", logit_score(problem, prices), weight)
-    return total

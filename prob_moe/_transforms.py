@@ -1,0 +1,27 @@
+"""What torch is doing with a program that runs: recording it, or differentiating it. Private interfaces of torch live
+here, and nowhere else."""
+
+import torch
+from torch._C._functorch import TransformType, get_interpreter_stack
+
+
+def refuse_tracing(what: str) -> None:
+    """
+    Refuse what ``torch.jit.trace`` would record as a constant: a draw, or anything computed outside of torch.
+
+    :raises NotImplementedError: while tracing.
+    """
+    if torch._C._get_tracing_state() is not None:
+        raise NotImplementedError(
+            f"{what} cannot be traced: torch.jit.trace would record one result and repeat it for ever; run it outside "
+            "of the trace, and train with an ELBO that does not compile, Trace_ELBO instead of JitTrace_ELBO for one"
+        )
+
+
+def nested_forward_mode() -> bool:
+    """
+    Whether forward mode runs inside forward mode, as in ``jacfwd(jacfwd(f))``. There torch takes the ``jvp`` of an
+    autograd.Function for a constant, and derivatives of second order come out as zero without a word.
+    """
+    stack = get_interpreter_stack()
+    return stack is not None and sum(level.key() == TransformType.Jvp for level in stack) > 1

@@ -1,0 +1,57 @@
+"""The layer under torch.func: second derivatives in every order of modes, forward mode, and maps."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from prob_moe.experts import BatchedExperts
+
+ASSIGNMENT = torch.tensor([0, 1, 2, 0, 1, -1])
+
+
+def setting(hidden: int | None) -> tuple[Tensor, dict[str, Tensor], Callable[..., Tensor]]:
+    torch.manual_seed(0)
+    layer = BatchedExperts(3, 3, hidden, 2, dtype=torch.float64)
+    parameters = {name: parameter.detach() for name, parameter in layer.named_parameters()}
+
+    def loss(x: Tensor, parameters: dict[str, Tensor]) -> Tensor:
+        out = torch.func.functional_call(layer, parameters, (x, ASSIGNMENT), dict(capacity=2))
+        return out.square().sum()
+
+    return torch.randn(6, 3, dtype=torch.float64), parameters, loss
+
+
+@pytest.mark.parametrize("hidden", [None, 5])
+def test_second_derivatives_in_every_order(hidden: int | None) -> None:
+    x, parameters, loss = setting(hidden)
+    jacfwd, jacrev = torch.func.jacfwd, torch.func.jacrev
+    for argnum in (0, 1):
+        expected = torch.func.jacrev(torch.func.jacrev(loss, argnum), argnum)(x, parameters)
+        for outer, inner in ((jacfwd, jacrev), (jacrev, jacfwd), (jacfwd, jacfwd)):
+            torch.testing.assert_close(outer(inner(loss, argnum), argnum)(x, parameters), expected)
+    # The reference itself, by finite differences.
+    gradient = torch.func.grad(loss)
+    unit = torch.zeros_like(x)
+    unit[1, 2] = 1e-5
+    finite = (gradient(x + unit, parameters) - gradient(x - unit, parameters)) / 2e-5
+    torch.testing.assert_close(jacrev(jacrev(loss))(x, parameters)[1, 2], finite, atol=1e-7, rtol=0)
+    assert finite.abs().max() > 0.01
+
+
+@pytest.mark.parametrize("hidden", [None, 5])
+def test_forward_mode_and_maps(hidden: int | None) -> None:
+    x, parameters, loss = setting(hidden)
+    along = {name: torch.randn_like(value) for name, value in parameters.items()}
+    gradient = torch.func.grad(loss, 1)(x, parameters)
+    expected = torch.stack([(gradient[name] * along[name]).sum() for name in along]).sum()
+
+    def derivative(x: Tensor) -> Tensor:
+        return torch.func.jvp(lambda p: loss(x, p), (parameters,), (along,))[1]
+
+    torch.testing.assert_close(derivative(x), expected)
+    several = torch.stack([x, 2 * x, -x])
+    torch.testing.assert_close(
+        torch.func.vmap(derivative)(several), torch.stack([derivative(each) for each in several])
+    )
