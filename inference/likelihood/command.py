@@ -90,7 +90,7 @@ def _content(results: dict[str, Likelihood], capacity: int) -> dict[str, Any]:
     first = next(iter(results.values()))
     procedures = {}
     for name, result in results.items():
-        frequency, frequency_error = result.frequency()
+        frequency, *interval = result.frequency()
         procedures[name] = {
             "log_prob": _finite(result.log_prob),
             "log_prob_error": result.error,
@@ -98,7 +98,7 @@ def _content(results: dict[str, Likelihood], capacity: int) -> dict[str, Any]:
             "mode_log_prob": _finite(result.mode_log_prob),
             "sum_of_probabilities": result.total,
             "frequency": frequency,
-            "frequency_error": frequency_error,
+            "frequency_interval": interval,
             "num_draws": len(result.draws),
             "weights": {key: _finite(value) for key, value in result.weight_summary().items()},
             "note": result.note,
@@ -123,20 +123,20 @@ def _law_table(results: dict[str, Likelihood]) -> Table:
     table = Table(
         padding=(0, 0, 0, 1),
         title="The law: probability of the assignment z (nats; ± standard error)",
-        caption=f"ΣP: over all values, where they are few; drawn: z's share of {draws:,} draws",
+        caption=f"ΣP: over all values, where they are few; drawn: z's share of {draws:,} draws [95 %, Wilson]",
     )
     table.add_column("procedure", no_wrap=True)
     for name in ("log P(z)", "log P(mode)", "ΣP", "P(z)", "drawn"):
         table.add_column(name, justify="right", no_wrap=True)
     for name, result in results.items():
-        frequency, error = result.frequency()
+        frequency, low, high = result.frequency()
         table.add_row(
             name,
             _number(result.log_prob, result.error),
             _number(result.mode_log_prob),
             "" if result.total is None else f"{result.total:.4f}",
             "" if result.log_prob is None else f"{math.exp(result.log_prob):.3g}",
-            f"{frequency:.3g} ± {error:.1g}",
+            f"{frequency:.3g} [{low:.2g}, {high:.2g}]",
         )
     return table
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from inference.intervals import wilson_interval
 from prob_moe.diagnostics import LEAST_WEIGHTS, effective_sample_size, pareto_k
 from prob_moe.distributions import (
     AssignmentDistribution,
@@ -62,9 +63,12 @@ class Likelihood:
         """Sum of the probabilities of all values: 1, if the law is right."""
         return None if self.support_log_prob is None else float(self.support_log_prob.exp().sum())
 
-    def frequency(self) -> tuple[float, float]:
-        """How often the draws were the assignment, with the standard error."""
-        return share((self.draws == self.assignment).all(-1))
+    def frequency(self, assignment: Tensor | None = None) -> tuple[float, float, float]:
+        """
+        The share of the draws that were an assignment, by default :attr:`assignment`, and its 95 % interval.
+        """
+        hits = (self.draws == (self.assignment if assignment is None else assignment)).all(-1)
+        return float(hits.double().mean()), *wilson_interval(int(hits.sum()), len(hits))
 
     def weight_summary(self) -> dict[str, float]:
         """Importance weights over draws and datapoints."""
@@ -77,19 +81,6 @@ class Likelihood:
             "Pareto k": pareto_k(pooled).item(),
             "dropped": (self.draws < 0).double().mean().item(),
         }
-
-
-def share(hits: Tensor) -> tuple[float, float]:
-    """
-    A frequency with its standard error, at least that of a single hit.
-
-    :param hits: bool (num_draws,).
-
-    >>> share(torch.tensor([True, False, False, True]))
-    (0.5, 0.25)
-    """
-    count, mean = len(hits), hits.double().mean().item()
-    return mean, max(math.sqrt(mean * (1 - mean) / count), 1 / count)
 
 
 def likelihoods(

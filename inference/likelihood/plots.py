@@ -6,7 +6,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from inference.likelihood.laws import Likelihood, share
+from inference.likelihood.laws import Likelihood
 
 
 def laws(results: dict[str, Likelihood], num_bars: int = 12) -> Figure:
@@ -61,21 +61,28 @@ def _most_probable(axis: Axes, results: dict[str, Likelihood], num_bars: int) ->
     position = np.arange(len(order))
     for index, result in enumerate(results.values()):
         at = position + 0.2 * (index - (len(results) - 1) / 2)
-        hits = [share((result.draws == z).all(-1)) for z in matching.support[order]]
-        frequency, error = zip(*hits)
+        frequency, low, high = np.array([result.frequency(z) for z in matching.support[order]]).T
         if result.support is not None:
             assert result.support_log_prob is not None
             same = (result.support.unsqueeze(0) == matching.support[order].unsqueeze(1)).all(-1)
             # A bar where the assignment is in the support.
             p = (same * result.support_log_prob.exp()).sum(-1)
             axis.bar(at, p.numpy(), width=0.2, color=f"C{index}", alpha=0.5)
-        axis.errorbar(at, frequency, error, fmt=".", markersize=4, color=f"C{index}", linewidth=0.8)
+        axis.errorbar(
+            at,
+            frequency,
+            np.maximum([frequency - low, high - frequency], 0),
+            fmt=".",
+            markersize=4,
+            color=f"C{index}",
+            linewidth=0.8,
+        )
     labels = [" ".join(str(e) for e in z.tolist()) for z in matching.support[order]]
     axis.set_xticks(position, labels, rotation=60, ha="right", fontsize=7)
     axis.set(
         xlabel="assignment: the expert of every datapoint",
         ylabel="probability",
-        title="most probable matchings (bars: exact, points: draws ± s.e.)",
+        title="most probable matchings (bars: exact, points: draws, 95 %)",
         ylim=(0, None),
     )
 

@@ -1,18 +1,16 @@
-"""From records to tables: intervals, best settings, averages over the grid, paired differences."""
+"""From records to tables: best settings, averages over the grid, paired differences, with intervals."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
+from inference.intervals import bca_interval, share_difference_interval, share_interval
 from inference.study.arms import ARMS
 from inference.study.cache import Record
 from inference.study.settings import Run
-
-Array = NDArray[np.float64]
 
 #: a seed is solved if its predictive is within this many nats per datapoint of the true process
 SOLVED_WITHIN = 0.5
@@ -46,35 +44,6 @@ CLAIMS = (
 )
 
 
-def bootstrap_interval(
-    values: Array,
-    statistic: Callable[[Array], Array] = lambda resampled: resampled.mean(0),
-    *,
-    level: float = 0.95,
-    num_resamples: int = 2000,
-    seed: int = 0,
-) -> tuple[Array, Array]:
-    """
-    Percentile bootstrap interval over the first dimension. Efron & Tibshirani (1993), "An Introduction to the
-    Bootstrap", section 13.3.
-
-    :param values: (n, *rest): n draws of something independent, here seeds.
-    :param statistic: from resampled values (n, num_resamples, *rest) to (num_resamples, *rest).
-    :param level: coverage, in (0, 1).
-    :returns: lower and upper end, (*rest) each.
-
-    >>> bootstrap_interval(np.ones(10))
-    (np.float64(1.0), np.float64(1.0))
-    """
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie inside (0, 1), got {level!r}")
-    if not len(values):
-        raise ValueError("values must hold at least one draw, got none")
-    index = np.random.default_rng(seed).integers(len(values), size=(len(values), num_resamples))
-    low, high = np.quantile(statistic(np.asarray(values)[index]), [(1 - level) / 2, (1 + level) / 2], axis=0)
-    return low, high
-
-
 def seed_table(runs: Sequence[Run], records: Sequence[Record]) -> pd.DataFrame:
     """A row a run and seed: task, arm, setting, seed, nll and error on held-out data, solved (NaN without a truth)."""
     tables = []
@@ -97,7 +66,7 @@ def seed_table(runs: Sequence[Run], records: Sequence[Record]) -> pd.DataFrame:
 
 
 def by_setting(seeds: pd.DataFrame) -> pd.DataFrame:
-    """A row a task, arm and setting: means over seeds with 95 % bootstrap intervals, and the median NLL."""
+    """A row a task, arm and setting: means over seeds and the median NLL, with 95 % intervals."""
     rows = []
     for key, group in seeds.groupby(["task", "arm", *SETTING], sort=False):
         rows.append({**dict(zip(["task", "arm", *SETTING], key)), **_described(group.set_index("seed")[MEASURES])})
@@ -106,7 +75,7 @@ def by_setting(seeds: pd.DataFrame) -> pd.DataFrame:
 
 def by_arm(seeds: pd.DataFrame) -> pd.DataFrame:
     """
-    A row a task, arm and view: means over seeds with 95 % bootstrap intervals, at the best setting and over the grid.
+    A row a task, arm and view: means over seeds with 95 % intervals, at the best setting and over the grid.
 
     The best setting has the least mean NLL. It is chosen on every other seed and measured on the rest, and the other
     way round, so that choosing among more settings looks no better than it is; the setting that is printed is the
@@ -133,8 +102,8 @@ def by_arm(seeds: pd.DataFrame) -> pd.DataFrame:
 
 def contrasts(seeds: pd.DataFrame) -> pd.DataFrame:
     """
-    A row a task, claim and view: the difference ``arm`` minus ``minus``, paired over seeds, with 95 % bootstrap
-    intervals; claims on arms that did not run are left out.
+    A row a task, claim and view: the difference ``arm`` minus ``minus``, paired over seeds, with 95 % intervals;
+    claims on arms that did not run are left out.
     """
     rows = []
     for task, table in seeds.groupby("task", sort=False):
@@ -143,8 +112,8 @@ def contrasts(seeds: pd.DataFrame) -> pd.DataFrame:
             if claim.arm not in groups or claim.other not in groups:
                 continue
             for view in VIEWS:
-                difference = (per_seed(groups[claim.arm], view) - per_seed(groups[claim.other], view)).dropna(how="all")
-                row = {"task": task, "arm": claim.arm, "minus": claim.other, "view": view, **_described(difference)}
+                pair = (per_seed(groups[name], view) for name in (claim.arm, claim.other))
+                row = {"task": task, "arm": claim.arm, "minus": claim.other, "view": view, **_difference(*pair)}
                 verdicts = {f"{measure}_verdict": verdict(row, measure) for measure in MEASURES}
                 rows.append(row | verdicts | {"claim": claim.of})
     return pd.DataFrame(rows)
@@ -190,9 +159,24 @@ def _at(group: pd.DataFrame, setting: tuple[float, float]) -> pd.DataFrame:
 
 
 def _described(values: pd.DataFrame) -> dict[str, float]:
-    """Mean and interval of every measure over the rows, and the median NLL; one seed alone has no interval."""
-    low, high = bootstrap_interval(values.to_numpy(dtype=float) if len(values) > 1 else np.full((2, 3), np.nan))
-    described: dict[str, float] = {"seeds": len(values)}
-    for name, mean, lower, upper in zip(values, values.mean(), low, high):
-        described |= {name: mean, f"{name}_low": lower, f"{name}_high": upper}
-    return described | {"nll_median": values.nll.median()}
+    """
+    Mean and interval of every measure over the rows, and of the median NLL: Wilson's of the share solved, BCa else.
+    """
+    ends = {"solved": share_interval(values.solved), **{name: bca_interval(values[name]) for name in ("nll", "error")}}
+    return _row(values, ends)
+
+
+def _difference(first: pd.DataFrame, second: pd.DataFrame) -> dict[str, float]:
+    """The same of ``first`` minus ``second``, over the seeds that both have."""
+    first, second = first.align(second, join="inner")
+    values = first - second
+    ends = {"solved": share_difference_interval(first.solved, second.solved)}
+    return _row(values, ends | {name: bca_interval(values[name]) for name in ("nll", "error")})
+
+
+def _row(values: pd.DataFrame, ends: Mapping[str, tuple[float, float]]) -> dict[str, float]:
+    row: dict[str, float] = {"seeds": len(values)}
+    for name, (low, high) in ends.items():
+        row |= {name: values[name].mean(), f"{name}_low": low, f"{name}_high": high}
+    low, high = bca_interval(values.nll, np.median)
+    return row | {"nll_median": values.nll.median(), "nll_median_low": low, "nll_median_high": high}

@@ -20,7 +20,7 @@ def arm_table(arms: pd.DataFrame, task: str, view: str, grid: str) -> Table:
     first = "error" if rows.solved.isna().all() else "solved"
     meaning = f"; solved: NLL within {SOLVED_WITHIN} nats of the true process" if first == "solved" else ""
     table = _table(
-        f"{task}: {view}\n{grid}\nsetting: learning rate, load-balancing weight; [95 % bootstrap intervals]\n"
+        f"{task}: {view}\n{grid}\nsetting: learning rate, load-balancing weight; [95 % intervals: Wilson, BCa]\n"
         f"held-out data, nats per datapoint{meaning}",
         "trained with",
         *(["setting"] if view == VIEWS[0] else []),

@@ -11,7 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 from inference.cli import app
-from inference.likelihood.laws import likelihoods, share
+from inference.likelihood.laws import likelihoods
 from inference.likelihood.matrix_file import read_assignment, read_logits
 
 
@@ -25,14 +25,15 @@ def test_laws_sum_to_one_and_are_what_is_drawn() -> None:
     results = likelihoods(logits, capacity=2, assignment=torch.tensor([0, 0, 1, 2]), num_draws=5000)
     assert set(results) == {"independent", "skip", "Gumbel-Matching", "dependent rounding"}
     for name, result in results.items():
-        frequency, error = result.frequency()
+        frequency, _, _ = result.frequency()
         if name == "dependent rounding":
             assert result.log_prob is None
             assert "no tractable joint log_prob" in result.note
             assert frequency > 0
             continue
         assert result.total == pytest.approx(1, abs=1e-3)
-        assert abs(frequency - math.exp(result.log_prob)) < 5 * error, name
+        p = math.exp(result.log_prob)
+        assert abs(frequency - p) < 5 * (p * (1 - p) / 5000) ** 0.5, name
 
 
 def test_two_by_two_is_the_closed_form() -> None:
@@ -76,8 +77,10 @@ def test_large_problems_are_neither_enumerated_nor_too_large_for_memory() -> Non
     assert 0 < results["Gumbel-Matching"].error < 0.5
 
 
-def test_share_of_nothing_still_has_an_error() -> None:
-    assert share(torch.zeros(100, dtype=torch.bool)) == (0, 0.01)
+def test_an_assignment_that_no_draw_is_has_a_frequency_with_an_interval() -> None:
+    frequency, low, high = likelihoods(torch.zeros(4, 2), 2, torch.zeros(4).long(), num_draws=64)["skip"].frequency()
+    assert (frequency, low) == (0, 0)
+    assert high == pytest.approx(0.0566, abs=1e-4)
 
 
 def test_command_prints_writes_and_answers_machines(tmp_path: Path) -> None:

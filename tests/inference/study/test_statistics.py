@@ -10,7 +10,6 @@ from inference.study.statistics import (
     CLAIMS,
     VIEWS,
     best_setting,
-    bootstrap_interval,
     by_arm,
     by_setting,
     contrasts,
@@ -36,32 +35,6 @@ def table(nll: np.ndarray, arm: str = "skip", task: str = "lines") -> pd.DataFra
             "error": nll.ravel() + 1,
         }
     )
-
-
-def test_interval_of_a_mean_is_that_of_the_closed_form() -> None:
-    values = np.random.default_rng(0).normal(size=(1000, 3))
-    low, high = bootstrap_interval(values, num_resamples=2000)
-    error = values.std(0) / 1000**0.5
-    # The standard error of a simulated 2.5 % quantile of a normal is sqrt(0.025 * 0.975 / 2000) / density = 0.06.
-    for end, z in ((low, -1.96), (high, 1.96)):
-        assert (np.abs((end - values.mean(0)) / error - z) < 5 * 0.06).all()
-
-
-def test_interval_covers_the_truth_as_often_as_it_says() -> None:
-    rng = np.random.default_rng(0)
-    repeats, level = 400, 0.8
-    covered = 0
-    for seed in range(repeats):
-        low, high = bootstrap_interval(rng.random(100) < 0.3, level=level, num_resamples=500, seed=seed)
-        covered += int(low <= 0.3 <= high)
-    assert abs(covered / repeats - level) < 5 * (level * (1 - level) / repeats) ** 0.5
-
-
-def test_interval_is_checked() -> None:
-    with pytest.raises(ValueError, match=r"level must lie inside \(0, 1\), got 1.0"):
-        bootstrap_interval(np.ones(3), level=1.0)
-    with pytest.raises(ValueError, match="at least one draw"):
-        bootstrap_interval(np.ones(0))
 
 
 def test_solved_is_near_the_true_process() -> None:
@@ -120,8 +93,22 @@ def test_contrasts_are_paired_over_seeds() -> None:
     assert list(zip(found.arm, found.minus)) == [("skip", "Gumbel-Matching")] * 2
     assert list(found["view"]) == list(VIEWS)
     assert (found[["nll", "nll_low", "nll_high"]] == -2.0).all(axis=None)
-
     assert (found.nll_verdict == "yes").all()
+
+
+def test_a_share_that_is_0_or_1_and_a_difference_that_is_0_have_intervals_with_a_width() -> None:
+    """Neither 10 of 10, nor none of 10, nor agreement of 10 pairs is certainty."""
+    solved, unsolved = table(np.full((1, 10), -1.0)), table(np.full((1, 10), 1.0))
+    (_, best), (_, worst) = (next(by_arm(rows).iterrows()) for rows in (solved, unsolved))
+    assert (best.solved, best.solved_high) == (1.0, 1.0)
+    assert (worst.solved, worst.solved_low) == (0.0, 0.0)
+    assert best.solved_low == pytest.approx(0.7225, abs=1e-4)  # 1 / (1 + z² / 10)
+    assert worst.solved_high == pytest.approx(0.2775, abs=1e-4)
+    assert by_setting(solved).solved_low[0] == best.solved_low
+    same = contrasts(pd.concat([solved, solved.assign(arm="Gumbel-Matching")])).iloc[0]
+    assert same.solved == 0
+    assert same.solved_low < -0.05 < 0.05 < same.solved_high
+    assert same.solved_verdict == "open"
 
 
 @pytest.mark.parametrize(
