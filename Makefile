@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo study test wheel docs bench notebooks format clean
+.PHONY: demo study test test-hard test-python wheel docs bench notebooks format clean
 
 demo: $(READY)  ## Train the toy mixture with every estimator; table and pictures in results/.
 	$(BIN)/python -m inference study
@@ -25,6 +25,26 @@ test: $(READY)  ## Lint, types, and all tests with doctests.
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --cov=prob_moe --cov-report=term-missing:skip-covered --cov-fail-under=95
 	$(BIN)/python -m pytest --nbmake notebooks
+
+# The tests that pass on one machine pass on others: other vector instructions, other seeds, other numbers of threads.
+HARD := $(BIN)/python -m pytest -n 2 --quiet
+ONE := OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1
+TWO := OMP_NUM_THREADS=2 NUMBA_NUM_THREADS=2
+
+test-hard: $(READY)  ## All tests once more for each: torch without vectors, numba for any processor, other seeds, 1 and 2 threads.
+	$(ONE) ATEN_CPU_CAPABILITY=default $(HARD)
+	$(ONE) NUMBA_CPU_NAME=generic $(HARD)
+	$(ONE) PROB_MOE_SEED_SHIFT=1000 $(HARD) --hypothesis-seed=1000
+	$(ONE) $(HARD)
+	$(TWO) $(HARD)
+
+# `make test-python PYTHON=python3.13`, in an environment of its own.
+OTHER := .venv/other/$(notdir $(PYTHON))
+
+test-python:  ## The tests under another Python, with the newest packages instead of the pins of constraints.txt.
+	test -x $(OTHER)/bin/python || $(PYTHON) -m venv $(OTHER)
+	$(OTHER)/bin/python -m pip install --quiet --editable '.[dev]'
+	$(ONE) $(OTHER)/bin/python -m pytest -n 2 --quiet
 
 wheel: $(READY)  ## Build the wheel, install it into an empty environment, run the README's example there.
 	rm -rf dist

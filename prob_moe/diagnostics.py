@@ -146,7 +146,10 @@ def pareto_k(weights: Tensor, mask: Tensor | None = None) -> Tensor:
         tail = math.ceil(min(len(log_weights) / 5, 3 * len(log_weights) ** 0.5))
         above = log_weights[log_weights > np.sort(log_weights)[-tail - 1]]
         tied = len(above) == 0 or (len(above) > LEAST_TAIL - 1 and np.ptp(above) < TIED)
-        shapes.append(-math.inf if tied else float(az.psislw(log_weights)[1]))
+        with np.errstate(
+            over="ignore"
+        ):  # psislw weighs candidates by 1 / exp(difference): an overflow is a weight of 0
+            shapes.append(-math.inf if tied else float(az.psislw(log_weights)[1]))
     return torch.tensor(shapes, dtype=torch.float64).reshape(weights.shape[:-1])
 
 

@@ -3,6 +3,7 @@
 from prob_moe.testing.clauses import CLAUSES
 from prob_moe.testing.contract import ClauseResult, ContractError, ContractReport, check_assignment_distribution
 from prob_moe.testing.exact import exact_balanced_objective, exact_router_objective
+from prob_moe.testing.finite_differences import Slope, central_difference
 from prob_moe.testing.gradients import gradient_report
 from prob_moe.testing.report import GradientReport, GradientRow
 
@@ -13,6 +14,8 @@ __all__ = [
     "ContractReport",
     "GradientReport",
     "GradientRow",
+    "Slope",
+    "central_difference",
     "check_assignment_distribution",
     "exact_balanced_objective",
     "exact_router_objective",

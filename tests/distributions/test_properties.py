@@ -22,7 +22,7 @@ def problems(draw):
 
 
 @pytest.mark.parametrize("procedure", [IndependentRouting, CapacitySkip, GumbelMatching, DependentRounding])
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40)
 @given(problem=problems())
 def test_draws_and_modes_are_legal(procedure, problem):
     logits, capacity, mask = problem

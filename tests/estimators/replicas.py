@@ -15,13 +15,38 @@ from prob_moe.testing import GradientReport, gradient_report
 Assignment = Callable[..., AssignmentDistribution]
 
 
+# As numbers, not by a seed: how far apart two objectives are, and how heavy the tails of the weights, depends on them.
+LOGITS = torch.tensor(
+    [
+        [-0.7, -0.5, 1.2],
+        [0.7, -0.4, 1.1],
+        [0.7, -1.3, 0.9],
+        [-0.5, -2.2, 0.3],
+        [1.1, 0.3, 1.4],
+        [0.4, 0.8, 1.9],
+        [-0.2, 0.9, 0.1],
+        [0.5, -0.1, -0.6],
+    ],
+    dtype=torch.float64,
+)
+LOG_LIKELIHOODS = torch.tensor(
+    [
+        [0.6, -3.0, -7.1],
+        [-2.7, -8.3, -3.2],
+        [-5.9, -4.1, -9.5],
+        [-2.4, -4.0, -6.3],
+        [-1.8, -4.6, -0.2],
+        [-2.7, -1.2, -1.1],
+        [-5.2, -2.6, -3.3],
+        [-1.5, -4.4, -6.0],
+    ],
+    dtype=torch.float64,
+)
+
+
 def problem(num_datapoints: int, num_experts: int) -> tuple[Tensor, Tensor]:
-    """Router logits and a table of log-likelihoods f, both (n, k) float64, unbalanced and far from zero."""
-    generator = torch.Generator().manual_seed(17)
-    shape = (num_datapoints, num_experts)
-    bias = torch.linspace(0.7, -0.7, num_experts, dtype=torch.float64)
-    logits = torch.randn(shape, generator=generator, dtype=torch.float64) + bias
-    return logits, 2 * torch.randn(shape, generator=generator, dtype=torch.float64) - 3
+    """Router logits and log-likelihoods f, (n, k) float64, unbalanced and far from zero; n <= 8 and k <= 3."""
+    return LOGITS[:num_datapoints, :num_experts].clone(), LOG_LIKELIHOODS[:num_datapoints, :num_experts].clone()
 
 
 def model(logits: Tensor, f: Tensor, assignment: Assignment, baseline: dict | None = None) -> None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from prob_moe.experts import BatchedExperts
+from tests.compiler import needs_compiler
 from tests.experts.oracle import loop, random_assignment
 
 SIZES = (4, 16, 32, 16)
@@ -49,6 +50,7 @@ def test_autocast():
 
 
 # The compiler itself uses what torch has deprecated: torch.jit, instances of an autograd.Function.
+@needs_compiler
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_compiles_to_one_graph():
     layer, x, assignment = _case(torch.float64)

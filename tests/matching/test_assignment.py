@@ -95,7 +95,7 @@ def test_value_equals_networkx_min_cost_flow(n, k, capacity):
     assert total(scores, solve_assignment(scores.double(), capacity).assignment) == best
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300)
 @given(st.data())
 def test_value_equals_scipy_on_arbitrary_scores(data):
     n, k = data.draw(st.integers(1, 12)), data.draw(st.integers(1, 5))

@@ -116,7 +116,7 @@ def test_second_moment_is_below_that_of_skip_and_of_the_router_marginals(n, k, s
     assert ours < skip_second_moment(p.numpy(), c)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(
     n=st.integers(1, 12),
     k=st.integers(1, 5),

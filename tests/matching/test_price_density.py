@@ -67,12 +67,19 @@ def test_equals_the_sum_over_trees(assignment, k, capacity, roots):
 @pytest.mark.parametrize(
     ("logits", "capacity", "assignment", "box"),
     [
-        (random_logits(4, 3, seed=3), 2, [0, 0, 1, 1], [(0.0, 0.7), (0.0, 0.9)]),
-        (random_logits(3, 3, seed=4), 1, [2, 0, 1], [(-0.5, 1.5), (-1.0, 2.0)]),
+        # As numbers: the assignment is a likely one under these logits.
+        (
+            [[0.8, 0.2, 0.1], [-0.6, 0.1, -1.4], [0.3, 1.0, -1.4], [1.0, 0.5, 1.2]],
+            2,
+            [0, 0, 1, 1],
+            [(0, 0.7), (0, 0.9)],
+        ),
+        ([[-1.6, 0.2, 2.2], [0.9, 1.2, -0.4], [-1.4, 0.9, 0.9]], 1, [2, 0, 1], [(-0.5, 1.5), (-1.0, 2.0)]),
     ],
     ids=["slack", "tight"],
 )
 def test_mass_in_a_box_equals_the_frequency_of_drawn_prices(logits, capacity, assignment, box):
+    logits = torch.tensor(logits, dtype=torch.float64)
     k, draws = logits.shape[-1], 200_000
     support = enumerate_assignments(logits.shape[0], k, capacity)
     assignment = torch.tensor(assignment)
@@ -207,6 +214,7 @@ def test_tree_weight_of_weakly_linked_groups():
 def test_tree_weight_equals_the_determinant():
     exchange = torch.rand(8, 7, 7, dtype=torch.float64)
     free = torch.rand(8, 7) > 0.4
+    free[:, 0] = False  # without a root there is no tree
     rates = exchange - torch.diag_embed(exchange.diagonal(dim1=-2, dim2=-1))
     laplacian = torch.diag_embed(rates.sum(-1)) - rates
     expected = torch.stack([torch.logdet(m[f][:, f]) if f.any() else m.new_zeros(()) for m, f in zip(laplacian, free)])

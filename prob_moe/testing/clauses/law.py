@@ -6,10 +6,8 @@ from torch import Tensor
 from prob_moe.distributions import AssignmentDistribution
 from prob_moe.distributions.support import router_choices
 from prob_moe.testing.clauses.setting import ClauseFailed, ClauseSkipped, Setting, Size, expect, log_prob_of
+from prob_moe.testing.finite_differences import central_difference
 from prob_moe.testing.statistics import Deviation, deviation
-
-#: of a finite difference in float64
-STEP = 1e-5
 
 
 def router(setting: Setting) -> str:
@@ -77,7 +75,6 @@ def frequencies(setting: Setting) -> str:
 def differentiable(setting: Setting) -> str:
     """The gradient of ``log_prob`` in the logits agrees with finite differences."""
     worst = 0.0
-    tolerance = max(1e-5, setting.log_prob_tolerance)
     for size in setting.enumerable_sizes:
         logits = setting.logits(size).requires_grad_()
         values = setting.make(logits, capacity=size.capacity).sample(torch.Size((5,)))
@@ -91,16 +88,13 @@ def differentiable(setting: Setting) -> str:
         for _ in range(3):
             direction = torch.randn_like(logits)
             derivative = float((gradient * direction).sum())
-            with torch.no_grad():
-                step = STEP * direction
-                finite = float(total(logits + step) - total(logits - step)) / (2 * STEP)
-            difference = abs(derivative - finite)
+            slope = central_difference(total, logits.detach(), direction)
             expect(
-                difference <= tolerance * (1 + abs(finite)),
+                slope.agrees_with(derivative, relative_error=setting.log_prob_tolerance),
                 f"at {size}, the gradient of log_prob gives a directional derivative of {derivative:.6g}, finite "
-                f"differences give {finite:.6g}",
+                f"differences give {slope.value:.6g} ± {slope.error:.1g}",
             )
-            worst = max(worst, difference)
+            worst = max(worst, abs(derivative - slope.value))
     return f"finite differences within {worst:.1e}"
 
 

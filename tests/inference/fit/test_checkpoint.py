@@ -66,7 +66,7 @@ def _bits(tensor: torch.Tensor) -> torch.Tensor:
 
 
 @given(states)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_what_goes_in_comes_out(tmp_path_factory: pytest.TempPathFactory, state: dict) -> None:
     path = tmp_path_factory.mktemp("round") / "fit.checkpoint"
     save_checkpoint(path, {"seed": 0}, state)
