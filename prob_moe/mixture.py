@@ -21,6 +21,7 @@ from prob_moe.layer_parts import (
     process,
     router_logits,
 )
+from prob_moe.matching._compiled import leaves_torch
 from prob_moe.padding import fill
 from prob_moe.prediction import mix, most_probable
 from prob_moe.routers.losses import check_weight, load_balancing_loss
@@ -100,6 +101,7 @@ class MixtureOfExperts(PyroModule):
         self.baseline = baseline
         self.load_balancing = load_balancing
 
+    @leaves_torch  # effect handlers are not for a compiler; a router and experts that are compiled stay so
     def forward(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """
         :param x: datapoints, (*batch, n, d).

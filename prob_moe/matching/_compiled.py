@@ -175,7 +175,8 @@ if hasattr(os, "register_at_fork"):
 
 
 def leaves_torch(function: Callable[P, R]) -> Callable[P, R]:
-    """Mark a function that hands its tensors to a kernel: ``torch.compile`` runs it as it is, between two graphs.
+    """Mark a function that hands its tensors to a kernel, or searches in a loop as long as its data want:
+    ``torch.compile`` runs it as it is, between two graphs.
 
     Torch's own lazy form of ``torch.compiler.disable``, which imports the compiler when it is called, not here.
     """

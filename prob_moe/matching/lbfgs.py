@@ -5,11 +5,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from prob_moe.matching._compiled import leaves_torch
+
 Objective = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 _SUFFICIENT_DECREASE, _CURVATURE = 1e-4, 0.9
 
 
+@leaves_torch
 def minimize_lbfgs(
     objective: Objective,
     start: Tensor,

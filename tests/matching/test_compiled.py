@@ -99,11 +99,11 @@ assert all(equal(one, expected) for one in found)
 """
 
 
-def run(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a program with two threads, all warnings errors; it must end by itself, and well."""
+def run(program: str, warnings: str = "error", **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a program with two threads, warnings being errors; it must end by itself, and well."""
     threads = dict(OMP_NUM_THREADS="2", NUMBA_NUM_THREADS="2")
     done = subprocess.run(
-        [sys.executable, "-P", "-W", "error", "-c", "import os, sys\n" + program],
+        [sys.executable, "-P", "-W", warnings, "-c", "import os, sys\n" + program],
         env={**os.environ, **threads, **environment},
         capture_output=True,
         text=True,
