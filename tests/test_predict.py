@@ -99,16 +99,22 @@ def test_responsibilities() -> None:
 
 
 @pytest.mark.parametrize("parallel", [False, True])
-@pytest.mark.parametrize("assignment", [IndependentRouting, CapacitySkip, GumbelMatching, DependentRounding])
-def test_draws_come_from_the_drawn_expert(assignment: type[AssignmentDistribution], parallel: bool) -> None:
+@pytest.mark.parametrize(
+    ("assignment", "capacity_factor"),
+    [(IndependentRouting, 1.0), (CapacitySkip, 1.0), (GumbelMatching, 1.0), (DependentRounding, 0.5)],
+)
+def test_draws_come_from_the_drawn_expert(
+    assignment: type[AssignmentDistribution], capacity_factor: float, parallel: bool
+) -> None:
     """All datapoints want one expert; where a procedure drops, most are dropped, and still get that expert's output."""
     mixture, x = mixture_of(assignment=assignment), inputs()
     mixture.likelihood = lambda out: dist.Normal(out[..., 0], 1e-9)
+    mixture.capacity_factor = capacity_factor
     with torch.no_grad():
         mixture.router.bias[2] = 9.0
     samples = Predictive(mixture, num_samples=3, parallel=parallel)(x)
     z = samples["assignment"].reshape(3, N)
-    assert (z < 0).any() == (assignment is CapacitySkip)
+    assert (z < 0).any() == (assignment in (CapacitySkip, DependentRounding))
     drawn = mixture.experts.dense(x)[torch.arange(N), router_choices(z), 0]
     torch.testing.assert_close(samples["y"], drawn, rtol=0, atol=1e-7)
 
