@@ -1,5 +1,7 @@
 """Independent routing that skips what exceeds the capacity, and corrects for it."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -56,8 +58,13 @@ class CapacitySkip(AssignmentDistribution):
         return log_prob.masked_fill((processed != kept).any(-1), -torch.inf)
 
     def importance_weights(self, value: Tensor) -> Tensor:
-        overflow = (self._chosen_counts(value).to(self.logits.dtype) / self.capacity.unsqueeze(-1)).clamp(min=1.0)
+        overflow = (self._chosen_counts(value).to(self._wide) / self.capacity.unsqueeze(-1)).clamp(min=1.0)
         return overflow.gather(-1, router_choices(value)) * (value >= 0)
+
+    @property
+    def weight_pareto_k(self) -> float:
+        """The weights are bounded: minus infinity."""
+        return -math.inf
 
     @property
     def mode(self) -> Tensor:

@@ -1,5 +1,6 @@
 """Assignments with prescribed marginals: the least variance of weights that capacity allows."""
 
+import math
 from typing import Any
 
 import torch
@@ -122,7 +123,12 @@ class DependentRounding(AssignmentDistribution):
             log_w = self.logits.double().log_softmax(-1) - self.log_marginals
             index = router_choices(value).unsqueeze(-1)
             picked = log_w.expand(*value.shape, self.num_experts).gather(-1, index).squeeze(-1)
-            return torch.where(value >= 0, picked.exp(), torch.zeros_like(picked)).to(self.logits.dtype)
+            return torch.where(value >= 0, picked.exp(), torch.zeros_like(picked)).to(self._wide)
+
+    @property
+    def weight_pareto_k(self) -> float:
+        """The weights are bounded: minus infinity."""
+        return -math.inf
 
     @property
     def mode(self) -> Tensor:

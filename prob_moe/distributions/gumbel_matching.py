@@ -1,5 +1,6 @@
 """Balanced assignments as the optimum of perturbed logits, with exact conditionals and likelihood."""
 
+import math
 import warnings
 from typing import Any, NamedTuple
 
@@ -48,6 +49,10 @@ class GumbelMatching(AssignmentDistribution):
     G_{-i})`. They need the noise of the draw, which the distribution remembers for its last draw. They are unbiased
     where q > 0 wherever p > 0: always with finite logits. Forbidden experts (-inf) can leave no choice given
     the others, and then the weights miss what its router would have liked.
+
+    The weights have a heavy tail: :math:`P(w_i > t)` falls as :math:`t^{-(c + 1)}`, a Pareto shape of 1 / (c + 1)
+    (:attr:`weight_pareto_k`). At c = 1 their variance is infinite: no number of draws that one can afford shows that
+    they are unbiased, and :class:`CapacitySkip` or :class:`DependentRounding`, whose weights are bounded, serve better.
 
     The assignment and its shadow prices v have a joint density in closed form (:meth:`joint_log_prob`); the likelihood
     of the assignment alone, :meth:`log_prob`, is its integral over the prices: exact at k = 2 (quadrature), otherwise a
@@ -123,16 +128,22 @@ class GumbelMatching(AssignmentDistribution):
         """
         _, _, matching = self._draw_of(value)
         index = detach_provenance(value).clamp(min=0).unsqueeze(-1).expand(*value.shape, self.num_experts)
-        to_own = matching.distances.to(self.logits.dtype).mT.gather(-2, index)
+        to_own = matching.distances.to(self._wide).mT.gather(-2, index)
         return self.logits - to_own
 
     def importance_weights(self, value: Tensor) -> Tensor:
         with torch.no_grad():
             logits = self.conditional_logits(value)
             # The distance from an expert to itself is 0, so log q needs just the normaliser.
-            log_ratio = logits.logsumexp(-1) - self.logits.logsumexp(-1)
+            log_ratio = logits.logsumexp(-1) - self.logits.to(self._wide).logsumexp(-1)
             weights = log_ratio.exp()
             return weights if self.mask is None else torch.where(self.mask, weights, torch.zeros_like(weights))
+
+    @property
+    def weight_pareto_k(self) -> float:
+        """1 / (c + 1) for the least capacity c; minus infinity where every expert has room for all."""
+        c = int(self.capacity.min()) if self.capacity.numel() else self.num_datapoints
+        return -math.inf if self.num_experts == 1 or c >= self.num_datapoints else 1 / (c + 1)
 
     def marginals(self, num_samples: int) -> Tensor:
         """

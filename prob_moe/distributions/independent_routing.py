@@ -1,5 +1,7 @@
 """Independent routing: the reference without capacity."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -37,7 +39,12 @@ class IndependentRouting(AssignmentDistribution):
         return self.router_log_prob(value).sum(-1)
 
     def importance_weights(self, value: Tensor) -> Tensor:
-        return (value >= 0).to(self.logits.dtype)
+        return (value >= 0).to(self._wide)
+
+    @property
+    def weight_pareto_k(self) -> float:
+        """The weights are bounded: minus infinity."""
+        return -math.inf
 
     @property
     def mode(self) -> Tensor:
