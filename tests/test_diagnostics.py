@@ -149,7 +149,7 @@ def test_bad_arguments() -> None:
     routing = GumbelMatching(torch.zeros(4, 2), capacity=2)
     with pytest.raises(ValueError, match=r"value must be a long tensor \(\*, n = 4\), got torch.int64 of shape \(3,\)"):
         routing_diagnostics(routing, torch.tensor([0, 1, 0]))
-    with pytest.raises(ValueError, match="is not the last draw"):
+    with pytest.raises(ValueError, match="carries no draw"):
         routing_diagnostics(routing, torch.tensor([0, 1, 0, 1]))
     with pytest.raises(ValueError, match=r"mask must be a bool tensor, got torch.float32"):
         drop_rate(torch.tensor([0, 1]), torch.ones(2))

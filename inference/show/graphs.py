@@ -65,10 +65,10 @@ def exchange_graph(draw: SmallDraw) -> nx.DiGraph:
     routing, value = draw
     if not isinstance(routing, GumbelMatching):
         raise ValueError(f"{type(routing).__name__} is not a matching: it has no exchange graph")
-    scores, prices, _ = routing.matching(value)
-    costs = exchange_costs(scores, value, routing.capacity)
+    matching = routing.matching(value)
+    costs = exchange_costs(matching.scores, value, routing.capacity)
     graph = nx.DiGraph()
-    for expert, (price, load) in enumerate(zip(prices.tolist(), routing.loads(value).tolist())):
+    for expert, (price, load) in enumerate(zip(matching.prices.tolist(), routing.loads(value).tolist())):
         graph.add_node(expert, price=price, load=load, capacity=int(routing.capacity))
     for a, b in (torch.isfinite(costs) & ~torch.eye(len(costs), dtype=torch.bool)).nonzero().tolist():
         graph.add_edge(a, b, cost=float(costs[a, b]))

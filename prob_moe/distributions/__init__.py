@@ -4,15 +4,19 @@ from prob_moe.distributions.base import AssignmentDistribution
 from prob_moe.distributions.capacity import capacity_from_factor
 from prob_moe.distributions.capacity_skip import CapacitySkip
 from prob_moe.distributions.dependent_rounding import DependentRounding
-from prob_moe.distributions.gumbel_matching import GumbelMatching, MatchingDraw
+from prob_moe.distributions.draw import Draw, MatchingDraw, RoundingDraw, draw_of
+from prob_moe.distributions.gumbel_matching import GumbelMatching
 from prob_moe.distributions.independent_routing import IndependentRouting
 
 __all__ = [
     "AssignmentDistribution",
     "CapacitySkip",
     "DependentRounding",
+    "Draw",
     "GumbelMatching",
     "IndependentRouting",
     "MatchingDraw",
+    "RoundingDraw",
     "capacity_from_factor",
+    "draw_of",
 ]

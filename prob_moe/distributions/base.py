@@ -9,6 +9,8 @@ from pyro.poutine.util import is_validation_enabled
 from torch import Tensor
 
 from prob_moe.distributions.capacity import check_capacity_values, check_room, describe_capacity, resolve_capacity
+from prob_moe.distributions.draw import AnyDraw, Draw, attach, draw_of
+from prob_moe.distributions.noise import Generators, gumbel_noise_like
 from prob_moe.distributions.stock_elbos import refuse_stock_elbos
 from prob_moe.distributions.support import AssignmentConstraint, expert_counts, router_choices, router_logits
 from prob_moe.matching import solve_partial_assignment
@@ -30,8 +32,9 @@ class AssignmentDistribution(TorchDistribution):
 
     .. math:: E[w_i\, g(z_i)] = E_{z \sim p_i}[g(z)], \qquad w = \texttt{importance\_weights}(\texttt{value}).
 
-    A subclass defines :meth:`sample`, :meth:`importance_weights`, :attr:`mode`, and, where they exist,
-    :meth:`log_prob` and :meth:`enumerate_support`.
+    A subclass defines :meth:`draw` and :attr:`mode`, and, where they exist, :meth:`log_prob` and
+    :meth:`enumerate_support`; where weights follow from a value alone, :meth:`log_weights`. Instead of a draw that
+    carries what it knows it may define just :meth:`sample` and :meth:`importance_weights`.
 
     :param logits: router logits :math:`\phi`, float (*batch, n, k). Minus infinity forbids an expert.
     :param capacity: the most datapoints that one expert can process: a positive int, or a long tensor (*batch) with a
@@ -164,37 +167,60 @@ class AssignmentDistribution(TorchDistribution):
         r"""
         The router's own log-probability :math:`\log p_i(z_i)` of every choice, dropped or not; 0 for padding.
 
-        :returns: nats, (*, n), differentiable in the logits; in float32 at least.
+        :returns: nats, (*, n), differentiable in the logits.
         """
         choices = router_choices(value)
-        log_p = self.logits.log_softmax(-1, dtype=self._wide)
+        log_p = self.logits.log_softmax(-1)
         shape = torch.broadcast_shapes(choices.shape, log_p.shape[:-1])
         picked = log_p.expand(shape + log_p.shape[-1:]).gather(-1, choices.expand(shape).unsqueeze(-1)).squeeze(-1)
         return picked if self.mask is None else torch.where(self.mask, picked, torch.zeros_like(picked))
 
     # What a procedure defines ----------------------------------------------------------------------------------------
 
+    def draw(self, sample_shape: torch.Size = torch.Size(), *, generator: Generators = None) -> Draw:  # noqa: B008
+        """
+        A sample with what only the drawing call knows, which travels on its value.
+
+        :param generator: source of the randomness, by default torch's own; or a list with one for every element of
+            sample and batch shape, so that an element's draw does not depend on its companions.
+        """
+        name = type(self).__name__
+        if type(self).sample is AssignmentDistribution.sample:
+            raise NotImplementedError(f"{name} defines neither draw nor sample")
+        if generator is not None:
+            raise NotImplementedError(f"{name} defines sample alone, which knows no generator: define draw instead")
+        value = self.sample(torch.Size(sample_shape))
+        return self._drawn(value, self.importance_weights(value).log())
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        """:returns: the value of :meth:`draw`, long (*sample, *batch, n), which carries the draw."""
+        return self.draw(torch.Size(sample_shape)).value
+
+    def log_weights(self, value: Tensor) -> Tensor:
+        """
+        The log of the importance weights of a value that this procedure drew, where it follows from the value.
+
+        :returns: nats, (*, n), without gradient; -inf where dropped.
+        """
+        raise NotImplementedError(f"{type(self).__name__} defines no importance weights for values that carry no draw")
+
     def importance_weights(self, value: Tensor) -> Tensor:
         r"""
         Weights with :math:`E[w_i g(z_i)] = E_{p_i}[g]` for every g; 0 where the datapoint was dropped or is padding.
 
-        :returns: (*, n) in the dtype of the logits, or float32 if that is coarser; without gradient.
-        """
-        raise NotImplementedError(f"{type(self).__name__} defines no importance weights")
+        They are exp(router_log_prob - log_proposal) with the ``log_proposal`` of the draw that the value carries, so a
+        value that was drawn under other logits, and is replayed here, has its right weights too.
 
-    @property
-    def weight_pareto_k(self) -> float | None:
+        :returns: (*, n) in the dtype of the logits, at least float32, without gradient.
         """
-        Pareto shape of the importance weights' tail, by the law and not by draws: all moments below 1/k are finite, so
-        that the variance is infinite from k = 1/2 on. Minus infinity where the weights are bounded, None where unknown.
-        The heaviest tail of the batch; looks at the capacity, which waits for the device.
-        """
-        return None
-
-    @property
-    def _wide(self) -> torch.dtype:
-        """The dtype of weights and log-probabilities: half precision is too coarse for ratios and sums."""
-        return torch.promote_types(self.logits.dtype, torch.float32)
+        with torch.no_grad():
+            draw = draw_of(value, Draw)
+            if draw is None:
+                log_weights = self.log_weights(value)
+            else:
+                log_weights = self.router_log_prob(value).double() - draw.log_proposal
+            weights = torch.where(value >= 0, log_weights, torch.full_like(log_weights, -torch.inf)).exp()
+            return weights.to(torch.promote_types(self.logits.dtype, torch.float32))
 
     @property
     def mode(self) -> Tensor:
@@ -220,10 +246,19 @@ class AssignmentDistribution(TorchDistribution):
         assignment = solve_partial_assignment(log_p, self.capacity, mask=self.mask)
         return self._code_padding(torch.where(assignment >= 0, assignment, ~log_p.argmax(-1)))
 
-    def _sample_router(self, sample_shape: torch.Size) -> Tensor:
+    def _drawn(self, value: Tensor, log_weights: Tensor, kind: type[AnyDraw] = Draw, **known: Any) -> AnyDraw:  # type: ignore[assignment]
+        """The draw of a value, attached to it. ``known`` is what else this kind of draw holds."""
+        with torch.no_grad():
+            # In float64, so that the weights come back to the last bit of their dtype.
+            log_proposal = detach_provenance(self.router_log_prob(value).double() - log_weights.double())
+            if self.mask is not None:
+                log_proposal = torch.where(self.mask, log_proposal, torch.zeros_like(log_proposal))
+        return attach(kind(value=value, log_proposal=log_proposal, **known))
+
+    def _sample_router(self, sample_shape: torch.Size, generator: Generators = None) -> Tensor:
         """Independent draws z_i ~ p_i by the Gumbel-max trick, long (*sample, *batch, n); 0 for padding."""
         logits = self.logits.detach()
-        choices = (logits + gumbel_noise_like(logits.expand(sample_shape + logits.shape))).argmax(-1)
+        choices = (logits + gumbel_noise_like(logits.expand(sample_shape + logits.shape), generator)).argmax(-1)
         return choices if self.mask is None else choices.masked_fill(~self.mask, 0)
 
     def _code_padding(self, value: Tensor) -> Tensor:
@@ -254,14 +289,6 @@ class AssignmentDistribution(TorchDistribution):
                 f"{name}: value of shape {tuple(value.shape)} is outside the support {self.support}; "
                 "was it drawn by another distribution?"
             )
-
-
-def gumbel_noise_like(tensor: Tensor) -> Tensor:
-    """Standard Gumbel noise of the shape and device of ``tensor``, in its dtype or float32 if that is coarser."""
-    dtype = torch.promote_types(tensor.dtype, torch.float32)
-    exponential = torch.empty(tensor.shape, dtype=dtype, device=tensor.device).exponential_()
-    # A float32 exponential can round to 0, whose Gumbel variable would be +inf.
-    return exponential.clamp_(min=torch.finfo(dtype).tiny).log_().neg_()
 
 
 def check_logits(logits: Tensor) -> None:

@@ -1,12 +1,12 @@
 """Independent routing that skips what exceeds the capacity, and corrects for it."""
 
-import math
-
 import torch
 from torch import Tensor
 
 from prob_moe.distributions.base import AssignmentDistribution
+from prob_moe.distributions.draw import Draw
 from prob_moe.distributions.enumeration import enumerate_skips
+from prob_moe.distributions.noise import Generators, uniform_noise
 from prob_moe.distributions.support import expert_counts, router_choices
 
 
@@ -41,10 +41,10 @@ class CapacitySkip(AssignmentDistribution):
     drops = True
     capacity: Tensor
 
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
-        choices = self._sample_router(torch.Size(sample_shape))
-        priority = torch.rand(choices.shape, dtype=torch.float64, device=choices.device)
-        return self._skip(choices, priority)
+    def draw(self, sample_shape: torch.Size = torch.Size(), *, generator: Generators = None) -> Draw:  # noqa: B008
+        choices = self._sample_router(torch.Size(sample_shape), generator)
+        value = self._skip(choices, uniform_noise(choices.shape, choices.device, generator))
+        return self._drawn(value, self.log_weights(value))
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
@@ -57,14 +57,9 @@ class CapacitySkip(AssignmentDistribution):
         # Who is dropped although there was room, or processed beyond it, is not of this procedure.
         return log_prob.masked_fill((processed != kept).any(-1), -torch.inf)
 
-    def importance_weights(self, value: Tensor) -> Tensor:
-        overflow = (self._chosen_counts(value).to(self._wide) / self.capacity.unsqueeze(-1)).clamp(min=1.0)
-        return overflow.gather(-1, router_choices(value)) * (value >= 0)
-
-    @property
-    def weight_pareto_k(self) -> float:
-        """The weights are bounded: minus infinity."""
-        return -math.inf
+    def log_weights(self, value: Tensor) -> Tensor:
+        overflow = (self._chosen_counts(value).double() / self.capacity.unsqueeze(-1)).clamp(min=1.0).log()
+        return overflow.gather(-1, router_choices(value)).masked_fill(value < 0, -torch.inf)
 
     @property
     def mode(self) -> Tensor:

@@ -1,6 +1,5 @@
 """Assignments with prescribed marginals: the least variance of weights that capacity allows."""
 
-import math
 from typing import Any
 
 import torch
@@ -8,6 +7,8 @@ from pyro.ops.provenance import detach_provenance
 from torch import Tensor
 
 from prob_moe.distributions.base import AssignmentDistribution
+from prob_moe.distributions.draw import RoundingDraw
+from prob_moe.distributions.noise import Generators, check_generators
 from prob_moe.distributions.support import router_choices
 from prob_moe.matching import dependent_rounding, minimum_variance_marginals, router_marginals
 
@@ -104,13 +105,31 @@ class DependentRounding(AssignmentDistribution):
         assert self._expert_prices is not None
         return self._expert_prices
 
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+    def draw(
+        self,
+        sample_shape: torch.Size = torch.Size(),  # noqa: B008
+        *,
+        generator: Generators = None,
+    ) -> RoundingDraw:
         sample_shape = torch.Size(sample_shape)
         # Rounding is not torch: what the logits depend on comes back with the router's choices below.
-        r = detach_provenance(self.log_marginals).exp()
-        processed = dependent_rounding(r.expand(sample_shape + r.shape), capacity=self.capacity)
-        value = torch.where(processed >= 0, processed, ~self._sample_router(sample_shape))
-        return self._code_padding(value)
+        log_r = detach_provenance(self.log_marginals)
+        processed = self._round(log_r.exp().expand(sample_shape + log_r.shape), generator)
+        value = self._code_padding(
+            torch.where(processed >= 0, processed, ~self._sample_router(sample_shape, generator))
+        )
+        return self._drawn(value, self.log_weights(value), RoundingDraw, log_marginals=log_r)
+
+    def _round(self, r: Tensor, generator: Generators) -> Tensor:
+        """:returns: long (*sample, *batch, n), -1 where dropped."""
+        if generator is None or isinstance(generator, torch.Generator):
+            return dependent_rounding(r, capacity=self.capacity, generator=generator)
+        check_generators(generator, r.shape[:-2])
+        problems = r.reshape(-1, *r.shape[-2:]).unbind()
+        capacities = self.capacity.expand(r.shape[:-2]).reshape(-1).unbind()
+        parts = zip(problems, capacities, generator)
+        rounded = [dependent_rounding(part, capacity=c, generator=source) for part, c, source in parts]
+        return torch.stack(rounded).view(r.shape[:-1])
 
     def log_prob(self, value: Tensor) -> Tensor:
         raise NotImplementedError(
@@ -118,17 +137,12 @@ class DependentRounding(AssignmentDistribution):
             "without it; for the balanced objective use GumbelMatching or CapacitySkip"
         )
 
-    def importance_weights(self, value: Tensor) -> Tensor:
+    def log_weights(self, value: Tensor) -> Tensor:
         with torch.no_grad():
             log_w = self.logits.double().log_softmax(-1) - self.log_marginals
             index = router_choices(value).unsqueeze(-1)
             picked = log_w.expand(*value.shape, self.num_experts).gather(-1, index).squeeze(-1)
-            return torch.where(value >= 0, picked.exp(), torch.zeros_like(picked)).to(self._wide)
-
-    @property
-    def weight_pareto_k(self) -> float:
-        """The weights are bounded: minus infinity."""
-        return -math.inf
+            return picked.masked_fill(value < 0, -torch.inf)
 
     @property
     def mode(self) -> Tensor:

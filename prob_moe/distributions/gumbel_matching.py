@@ -1,18 +1,18 @@
 """Balanced assignments as the optimum of perturbed logits, with exact conditionals and likelihood."""
 
-import math
 import warnings
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from pyro.distributions.score_parts import ScoreParts
 from pyro.ops.provenance import detach_provenance, extract_provenance, track_provenance
 from torch import Tensor
 
-from prob_moe.distributions.base import AssignmentDistribution, gumbel_noise_like
+from prob_moe.distributions.base import AssignmentDistribution
+from prob_moe.distributions.draw import MatchingDraw, draw_of
 from prob_moe.distributions.enumeration import enumerate_matchings
+from prob_moe.distributions.noise import Generators, gumbel_noise_like
 from prob_moe.matching import (
-    Matching,
     matching_log_prob,
     price_log_density,
     solve_assignment,
@@ -20,17 +20,6 @@ from prob_moe.matching import (
 
 #: nats; a likelihood with a larger standard error comes with a warning
 TOLERATED_ERROR = 0.05
-
-
-class MatchingDraw(NamedTuple):
-    """What only the drawing call knows of a Gumbel-Matching sample."""
-
-    #: perturbed logits S, (*sample, *batch, n, k)
-    scores: Tensor
-    #: shadow prices v, float64 (*sample, *batch, k)
-    prices: Tensor
-    #: exchange distances D, float64 (*sample, *batch, k, k)
-    distances: Tensor
 
 
 class GumbelMatching(AssignmentDistribution):
@@ -46,13 +35,9 @@ class GumbelMatching(AssignmentDistribution):
     .. math:: q(z_i = j \mid G_{-i}) = \mathrm{softmax}_j(\phi_{ij} - D_{j z_i}),
 
     where D are the shortest distances of the exchange graph, hence the weights :math:`w_i = p_{i z_i} / q(z_i \mid
-    G_{-i})`. They need the noise of the draw, which the distribution remembers for its last draw. They are unbiased
+    G_{-i})`. They need the noise of the draw, which travels on the value. They are unbiased
     where q > 0 wherever p > 0: always with finite logits. Forbidden experts (-inf) can leave no choice given
     the others, and then the weights miss what its router would have liked.
-
-    The weights have a heavy tail: :math:`P(w_i > t)` falls as :math:`t^{-(c + 1)}`, a Pareto shape of 1 / (c + 1)
-    (:attr:`weight_pareto_k`). At c = 1 their variance is infinite: no number of draws that one can afford shows that
-    they are unbiased, and :class:`CapacitySkip` or :class:`DependentRounding`, whose weights are bounded, serve better.
 
     The assignment and its shadow prices v have a joint density in closed form (:meth:`joint_log_prob`); the likelihood
     of the assignment alone, :meth:`log_prob`, is its integral over the prices: exact at k = 2 (quadrature), otherwise a
@@ -90,60 +75,60 @@ class GumbelMatching(AssignmentDistribution):
             # Forbidden experts may leave no assignment of all datapoints within capacity.
             solve_assignment(self.logits.detach().clamp(max=0.0), self.capacity, mask=self.mask)
         self.num_points = num_points
-        self._last_draw: tuple[Tensor, Tensor, Matching] | None = None
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "GumbelMatching":
         new: GumbelMatching = super().expand(batch_shape, _instance)
         new.num_points = self.num_points
-        new._last_draw = None
         return new
 
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+    def draw(
+        self,
+        sample_shape: torch.Size = torch.Size(),  # noqa: B008
+        *,
+        generator: Generators = None,
+    ) -> MatchingDraw:
         # The solver is not torch: what the logits depend on is carried over to the value by hand.
-        logits, provenance = extract_provenance(self.logits.detach())
-        logits = logits.expand(torch.Size(sample_shape) + logits.shape)
-        scores = gumbel_noise_like(logits).add_(logits)
+        own_logits, provenance = extract_provenance(self.logits.detach())
+        logits = own_logits.expand(torch.Size(sample_shape) + own_logits.shape)
+        scores = gumbel_noise_like(logits, generator).add_(logits)
         mask = None if self.mask is None else self.mask.expand(scores.shape[:-1])
         matching = solve_assignment(scores, self.capacity, mask=mask)
-        # A copy of the value, so that nobody who writes into a sample changes what was drawn.
-        self._last_draw = (matching.assignment.clone(), scores, matching)
-        return track_provenance(matching.assignment, provenance)
+        conditional = _conditional_logits(own_logits, matching.assignment, matching.distances)
+        # The distance from an expert to itself is 0, so log q needs just the normaliser.
+        log_weights = conditional.logsumexp(-1) - own_logits.logsumexp(-1)
+        return self._drawn(
+            track_provenance(matching.assignment, provenance),
+            log_weights,
+            MatchingDraw,
+            scores=scores,
+            prices=matching.prices,
+            distances=matching.distances,
+        )
 
     # What the noise of the draw gives --------------------------------------------------------------------------------
 
     def matching(self, value: Tensor) -> MatchingDraw:
         """
-        The scores, prices and exchange distances behind a value that this object drew last.
+        The scores, prices and exchange distances behind a value.
 
-        :raises ValueError: if ``value`` is not this object's last draw.
+        :raises ValueError: if ``value`` carries no draw of a Gumbel-Matching.
         """
-        _, scores, matching = self._draw_of(value)
-        return MatchingDraw(scores, matching.prices, matching.distances)
+        draw = draw_of(value, MatchingDraw)
+        if draw is None:
+            raise ValueError(_nobody_drew(value, self))
+        return draw
 
     def conditional_logits(self, value: Tensor) -> Tensor:
         r"""
         Logits of :math:`q(z_i = j \mid G_{-i})`, unnormalised, (*, n, k), differentiable in the router logits.
 
-        :raises ValueError: if ``value`` is not this object's last draw.
+        :param value: a draw of this distribution, or of another with the same logits.
+        :raises ValueError: if ``value`` carries no draw of a Gumbel-Matching.
         """
-        _, _, matching = self._draw_of(value)
-        index = detach_provenance(value).clamp(min=0).unsqueeze(-1).expand(*value.shape, self.num_experts)
-        to_own = matching.distances.to(self._wide).mT.gather(-2, index)
-        return self.logits - to_own
+        return _conditional_logits(self.logits, detach_provenance(value), self.matching(value).distances)
 
-    def importance_weights(self, value: Tensor) -> Tensor:
-        with torch.no_grad():
-            logits = self.conditional_logits(value)
-            # The distance from an expert to itself is 0, so log q needs just the normaliser.
-            log_ratio = logits.logsumexp(-1) - self.logits.to(self._wide).logsumexp(-1)
-            weights = log_ratio.exp()
-            return weights if self.mask is None else torch.where(self.mask, weights, torch.zeros_like(weights))
-
-    @property
-    def weight_pareto_k(self) -> float:
-        """1 / (c + 1) for the least capacity c; minus infinity where every expert has room for all."""
-        c = int(self.capacity.min()) if self.capacity.numel() else self.num_datapoints
-        return -math.inf if self.num_experts == 1 or c >= self.num_datapoints else 1 / (c + 1)
+    def log_weights(self, value: Tensor) -> Tensor:
+        raise ValueError(_nobody_drew(value, self))
 
     def marginals(self, num_samples: int) -> Tensor:
         """
@@ -152,9 +137,7 @@ class GumbelMatching(AssignmentDistribution):
         :returns: (*batch, n, k), rows summing to 1, differentiable nowhere.
         """
         with torch.no_grad():
-            fresh = self.expand(self.batch_shape)  # keeps the last draw of this object
-            value = fresh.sample(torch.Size([num_samples]))
-            return fresh.conditional_logits(value).softmax(-1).mean(0)
+            return self.conditional_logits(self.sample(torch.Size([num_samples]))).softmax(-1).mean(0)
 
     # Likelihood ------------------------------------------------------------------------------------------------------
 
@@ -197,11 +180,11 @@ class GumbelMatching(AssignmentDistribution):
             return detach_provenance(self._likelihood(value)[1])
 
     def score_function(self, value: Tensor) -> Tensor:
-        """The closed-form joint density for the last draw of this object; the likelihood for other values."""
-        if not self._drew(value):
+        """The closed-form joint density of a value that carries its draw; the likelihood of other values."""
+        draw = draw_of(value, MatchingDraw)
+        if draw is None:
             return self.log_prob(value)
-        _, _, matching = self._draw_of(value)
-        return self.joint_log_prob(value, matching.prices).to(self.logits.dtype)
+        return self.joint_log_prob(value, draw.prices).to(self.logits.dtype)
 
     def score_parts(self, value: Tensor) -> ScoreParts:
         """The likelihood as ``log_prob``, and :meth:`score_function`; both give Pyro's ELBOs an unbiased gradient."""
@@ -229,15 +212,15 @@ class GumbelMatching(AssignmentDistribution):
         estimates = matching_log_prob(logits, value, self.capacity, num_points=self.num_points)
         return track_provenance(estimates, provenance)
 
-    def _drew(self, value: Tensor) -> bool:
-        # Pyro wraps sampled tensors, so identity says nothing: compare values.
-        return self._last_draw is not None and torch.equal(self._last_draw[0], detach_provenance(value))
 
-    def _draw_of(self, value: Tensor) -> tuple[Tensor, Tensor, Matching]:
-        if self._last_draw is None or not self._drew(value):
-            raise ValueError(
-                f"value of shape {tuple(value.shape)} is not the last draw of this {self}; importance weights, "
-                "conditionals and prices need the noise of the draw: call them on the object that sampled the value, "
-                "before it samples again"
-            )
-        return self._last_draw
+def _conditional_logits(logits: Tensor, assignment: Tensor, distances: Tensor) -> Tensor:
+    """phi_ij - D[j, z_i], (*, n, k)."""
+    index = assignment.clamp(min=0).unsqueeze(-1).expand(*assignment.shape, logits.shape[-1])
+    return logits - distances.to(logits.dtype).mT.gather(-2, index)
+
+
+def _nobody_drew(value: Tensor, matching: GumbelMatching) -> str:
+    return (
+        f"value of shape {tuple(value.shape)} carries no draw of {matching}; importance weights, conditionals and "
+        "prices need the noise of the draw: pass what sample, draw or pyro.sample returned, not a part of it"
+    )

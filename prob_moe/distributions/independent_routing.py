@@ -1,12 +1,12 @@
 """Independent routing: the reference without capacity."""
 
-import math
-
 import torch
 from torch import Tensor
 
 from prob_moe.distributions.base import AssignmentDistribution
+from prob_moe.distributions.draw import Draw
 from prob_moe.distributions.enumeration import enumerate_choices
+from prob_moe.distributions.noise import Generators
 
 
 class IndependentRouting(AssignmentDistribution):
@@ -30,21 +30,17 @@ class IndependentRouting(AssignmentDistribution):
     has_enumerate_support = True
     limited = False
 
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
-        return self._code_padding(self._sample_router(torch.Size(sample_shape)))
+    def draw(self, sample_shape: torch.Size = torch.Size(), *, generator: Generators = None) -> Draw:  # noqa: B008
+        value = self._code_padding(self._sample_router(torch.Size(sample_shape), generator))
+        return self._drawn(value, self.log_weights(value))
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
         return self.router_log_prob(value).sum(-1)
 
-    def importance_weights(self, value: Tensor) -> Tensor:
-        return (value >= 0).to(self._wide)
-
-    @property
-    def weight_pareto_k(self) -> float:
-        """The weights are bounded: minus infinity."""
-        return -math.inf
+    def log_weights(self, value: Tensor) -> Tensor:
+        return torch.zeros_like(value, dtype=self.logits.dtype).masked_fill(value < 0, -torch.inf)
 
     @property
     def mode(self) -> Tensor:

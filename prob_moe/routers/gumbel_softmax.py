@@ -4,7 +4,7 @@ import math
 
 from torch import Tensor
 
-from prob_moe.distributions.base import gumbel_noise_like
+from prob_moe.distributions.noise import gumbel_noise_like
 from prob_moe.routers.base import Router, Routing
 from prob_moe.routers.losses import check_weight, load_balancing_loss
 from prob_moe.routers.straight_through import StraightThroughRouting

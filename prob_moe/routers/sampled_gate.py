@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from prob_moe.distributions.base import gumbel_noise_like
+from prob_moe.distributions.noise import gumbel_noise_like
 from prob_moe.routers.switch import Switch
 
 

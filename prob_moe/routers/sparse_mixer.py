@@ -5,7 +5,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from prob_moe.distributions.base import gumbel_noise_like
+from prob_moe.distributions.noise import gumbel_noise_like
 from prob_moe.routers.base import Router, SparseRouting
 from prob_moe.routers.losses import check_weight, load_balancing_loss
 

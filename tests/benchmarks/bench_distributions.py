@@ -5,7 +5,7 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from prob_moe.distributions import CapacitySkip, DependentRounding, GumbelMatching
-from prob_moe.distributions.base import gumbel_noise_like
+from prob_moe.distributions.noise import gumbel_noise_like
 
 SIDES = ["ours", "its Gumbel noise alone", "CapacitySkip with weights", "DependentRounding with weights"]
 

@@ -9,7 +9,7 @@ from pyro.infer.tracegraph_elbo import TrackNonReparam
 from pyro.ops.provenance import get_provenance
 
 from prob_moe.distributions import GumbelMatching
-from prob_moe.distributions.base import gumbel_noise_like
+from prob_moe.distributions.noise import gumbel_noise_like
 from prob_moe.testing import central_difference
 from tests.distributions.test_contract import logits_of
 
@@ -96,7 +96,7 @@ def test_marginals_average_the_conditionals() -> None:
     estimate = matching.marginals(5000)
     torch.testing.assert_close(estimate.sum(-1), torch.ones(4, dtype=torch.float64))
     assert (estimate - exact).abs().max() < 5 * 0.5 / 5000**0.5
-    matching.importance_weights(value)  # the last draw was not disturbed
+    matching.importance_weights(value)  # the earlier draw keeps its own
 
 
 def test_entropy() -> None:
@@ -162,7 +162,7 @@ def test_a_foreign_value_gets_a_clear_error_and_a_likelihood() -> None:
     value = matching.sample()
     foreign = 1 - value
     for method in (matching.importance_weights, matching.conditional_logits, matching.matching):
-        with pytest.raises(ValueError, match=r"not the last draw of this GumbelMatching\(logits of shape \(4, 2\)"):
+        with pytest.raises(ValueError, match=r"carries no draw of GumbelMatching\(logits of shape \(4, 2\)"):
             method(foreign)
     assert torch.isfinite(matching.log_prob(foreign))
     torch.testing.assert_close(matching.score_function(foreign), matching.log_prob(foreign))

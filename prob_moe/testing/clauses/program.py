@@ -46,7 +46,7 @@ def expansion(setting: Setting) -> str:
 
 
 def dtype_and_device(setting: Setting) -> str:
-    """Weights and log-probabilities have the dtype of the logits, and everything stays on their device."""
+    """Log-probabilities have the dtype of the logits, weights at least float32; everything is on their device."""
     size = setting.sizes[0]
     for dtype in DTYPES:
         logits = setting.logits(size).to(dtype)
@@ -59,7 +59,9 @@ def dtype_and_device(setting: Setting) -> str:
         with suppress(NotImplementedError):
             results["log_prob"] = routing.log_prob(value)
         for what, result in results.items():
-            expect(result.dtype == dtype, f"with logits of {dtype}, {what} has dtype {result.dtype}")
+            # Weights of half precision would be off by half a percent.
+            wanted = torch.promote_types(dtype, torch.float32) if what == "importance_weights" else dtype
+            expect(result.dtype == wanted, f"with logits of {dtype}, {what} has dtype {result.dtype}, not {wanted}")
         for what, result in (results | {"sample": value, "mode": routing.mode}).items():
             expect(
                 result.device == logits.device, f"with logits on {logits.device}, {what} is on device {result.device}"
@@ -99,7 +101,7 @@ def provenance(setting: Setting) -> str:
 
 
 def copies(setting: Setting) -> str:
-    """``copy.deepcopy`` and ``pickle`` give distributions that know the weights of the last draw, and go on."""
+    """``copy.deepcopy`` and ``pickle`` give distributions that go on, and values that keep their weights."""
     routing = setting.routing(setting.sizes[0])
     value = routing.sample()
     expected = routing.importance_weights(value)
@@ -110,12 +112,12 @@ def copies(setting: Setting) -> str:
     for name, function in functions.items():
         try:
             copied = function(routing)
-            weights = copied.importance_weights(value)
+            weights = copied.importance_weights(function(value))
             copied.sample()
         except Exception as error:
             raise ClauseFailed(f"{name}: {type(error).__name__}: {error}") from error
         difference = float((weights - expected).abs().max())
-        expect(difference <= 1e-9, f"{name}: the weights of the last draw change by {difference:.4g}")
+        expect(difference <= 1e-9, f"{name}: the weights of a draw change by {difference:.4g}")
     return ""
 
 

@@ -41,7 +41,8 @@ def seed() -> None:
 def test_edges_of_the_exchange_graph_are_the_exchange_costs(num_experts: int, factor: float) -> None:
     logits = 2 * torch.randn(24, num_experts, dtype=torch.float64)
     draw = small_draw(logits, GumbelMatching(logits, capacity_factor=factor), factor)
-    scores, prices, distances = draw.routing.matching(draw.value)
+    matching = draw.routing.matching(draw.value)
+    scores, prices, distances = matching.scores, matching.prices, matching.distances
     graph = exchange_graph(draw)
     costs = exchange_costs(scores, draw.value, draw.routing.capacity)
     edges = torch.full_like(costs, torch.inf).fill_diagonal_(0)
