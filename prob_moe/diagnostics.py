@@ -10,6 +10,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from prob_moe.distributions import AssignmentDistribution
+from prob_moe.distributions.support import router_choices
 from prob_moe.estimators import ScoreOnly
 from prob_moe.estimators.sites import Site
 
@@ -166,6 +167,23 @@ def router_entropy(logits: Tensor, mask: Tensor | None = None) -> Tensor:
     return entropy.masked_fill(~present, 0.0).sum(-1) / present.sum(-1).clamp(min=1)
 
 
+def agreement(logits: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+    """
+    Share of the datapoints whose drawn expert, dropped or not, is their favourite, the router's most probable one.
+
+    :param logits: (*, n, k).
+    :param value: an assignment, long (*, n); a negative entry ``~e`` is a dropped choice of e.
+    :param mask: bool, broadcastable to (*, n); False marks padding, which is not counted.
+    :returns: (*), in [0, 1].
+
+    >>> agreement(torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.0, 1.0]]), torch.tensor([0, 0, ~1]))
+    tensor(0.6667)
+    """
+    same = router_choices(value) == logits.argmax(-1)
+    present = _present(same, mask)
+    return (same & present).sum(-1) / present.sum(-1).clamp(min=1)
+
+
 class RoutingDiagnostics(NamedTuple):
     """Diagnostics of one assignment, a tensor (*) each."""
 
@@ -175,6 +193,7 @@ class RoutingDiagnostics(NamedTuple):
     drop_rate: Tensor  #: :func:`drop_rate`
     weight_ess: Tensor  #: :func:`effective_sample_size` of the importance weights, a share of n
     router_entropy: Tensor  #: :func:`router_entropy`, nats
+    agreement: Tensor  #: :func:`agreement` of favourite and drawn expert
 
 
 @torch.no_grad()
@@ -210,6 +229,7 @@ def routing_diagnostics(distribution: AssignmentDistribution, value: Tensor) -> 
         drop_rate=drop_rate(value, mask),
         weight_ess=effective_sample_size(distribution.importance_weights(value), mask),
         router_entropy=entropy.expand(torch.broadcast_shapes(entropy.shape, value.shape[:-1])),
+        agreement=agreement(distribution.logits, value, mask),
     )
 
 

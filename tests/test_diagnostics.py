@@ -46,6 +46,7 @@ def by_loops(logits: Tensor, value: Tensor, weights: Tensor, mask: Tensor) -> li
         sum(1 for i in present if value[i] < 0) / len(present),
         sum(w) ** 2 / (len(w) * sum(v * v for v in w)),
         sum(entropies) / len(entropies),
+        sum((v if v >= 0 else ~v) == int(logits[i].argmax()) for i in present for v in [int(value[i])]) / len(present),
     ]
 
 
@@ -86,9 +87,9 @@ def test_huge_weights_do_not_overflow() -> None:
 def test_nothing_to_count_is_no_nan() -> None:
     mask = torch.zeros(5, dtype=torch.bool)
     routing = CapacitySkip(torch.full((5, 3), torch.nan), capacity=1, mask=mask)
-    assert [float(tensor) for tensor in routing_diagnostics(routing, routing.sample())] == [0, 3, 1, 0, 0, 0]
+    assert [float(tensor) for tensor in routing_diagnostics(routing, routing.sample())] == [0, 3, 1, 0, 0, 0, 0]
     empty = IndependentRouting(torch.zeros(0, 3))
-    assert [float(tensor) for tensor in routing_diagnostics(empty, empty.sample())] == [0, 3, 1, 0, 0, 0]
+    assert [float(tensor) for tensor in routing_diagnostics(empty, empty.sample())] == [0, 3, 1, 0, 0, 0, 0]
     assert effective_sample_size(torch.zeros(4)) == 0
 
 
@@ -202,3 +203,12 @@ def test_pareto_k_does_not_count_padding_but_counts_drops() -> None:
 def test_pareto_k_refuses_what_has_no_tail(weights: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         pareto_k(weights)
+
+
+def test_agreement_counts_dropped_choices_and_leaves_padding_out() -> None:
+    logits = torch.tensor([[3.0, 0.0], [0.0, 3.0], [0.0, 3.0], [3.0, 0.0]])
+    mask = torch.tensor([True, True, True, False])
+    routing = CapacitySkip(logits, capacity=1, mask=mask)
+    z = torch.tensor([0, 1, ~1, -1])
+    assert routing_diagnostics(routing, z).agreement == 1
+    assert routing_diagnostics(routing, torch.tensor([~0, 0, 1, -1])).agreement == pytest.approx(2 / 3)

@@ -10,6 +10,15 @@ from prob_moe.diagnostics import RoutingRecorder, effective_sample_size
 Row = dict[str, float]
 
 
+def site_loads(look: Row) -> dict[str, list[float]]:
+    """:returns: the loads of the experts by assignment site, from a row of :func:`look_at`."""
+    loads: dict[str, list[float]] = {}
+    for name, load in look.items():
+        if name.startswith("load/"):
+            loads.setdefault(name.removeprefix("load/").rpartition("/")[0], []).append(load)
+    return loads
+
+
 @torch.no_grad()
 def look_at(recorder: RoutingRecorder) -> Row:
     """

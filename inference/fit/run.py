@@ -11,6 +11,7 @@ import pandas as pd
 import pyro
 from torch import Tensor
 
+from inference.fit.collapse import CollapseWarning
 from inference.fit.evaluate import draw_metrics, evaluate
 from inference.fit.look import Row, look_at
 from inference.fit.objective import Estimator, batch_loss, check_combination
@@ -89,6 +90,7 @@ class Fit:
         self.steps_per_epoch = len(self._batches)
         self.num_steps = options.num_epochs * self.steps_per_epoch
         self._recorder = RoutingRecorder()
+        self._collapse = CollapseWarning()
         schedule = partial(task.schedule, num_steps=self.num_steps)
         self._trainer = Trainer(self.model, self._next_loss, learning_rate=options.learning_rate, schedule=schedule)
         self.curve: list[Row] = []
@@ -126,6 +128,7 @@ class Fit:
             look = look_at(self._recorder)
             self._looks.append((look["max_mean_load"], look["drop_rate"]))
             row |= look
+            self._collapse.add(look)
         if not self.step_count % self.steps_per_epoch:
             self._end_epoch()
         return row
@@ -156,6 +159,7 @@ class Fit:
         validation, _ = evaluate(self.task, self.model, self.task.validation, self.options.sample)
         row = {"epoch": self.epoch_count + 1, "seed": self.seed, "loss": mean(self._losses), "load": load}
         self.curve.append(row | {"drops": drops} | validation)
+        self._collapse.end_epoch(self.epoch_count)
 
     # Surviving -------------------------------------------------------------------------------------------------------
 

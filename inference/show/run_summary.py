@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from inference.fit.collapse import unused
 from inference.fit.objective import Assignment, Estimator
 from inference.show.routing_view import RoutingView
 from inference.show.run_figures import load_columns, sites_of
@@ -40,7 +41,18 @@ def describe(run: Run) -> list[tuple[str, str]]:
         ("loads of", f"the {config.serve}"),
         ("seeds", seeds),
         ("state", state),
+        *((("experts in use", told),) if (told := _unused(run)) else ()),
     ]
+
+
+def _unused(run: Run) -> str:
+    """By seed, where fewer than half of the experts are used over the last epoch; nothing where none is."""
+    told = []
+    for seed, rows in run.steps.groupby("seed") if len(run.steps) else ():
+        looks = rows[rows.epoch == rows.epoch.max()]
+        loads = {site: looks[load_columns(looks, site)].sum().tolist() for site in sites_of(looks)}
+        told += [f"seed {seed}, fewer than half: {what}" for what in unused(loads)]
+    return "; ".join(told)
 
 
 def steps_done(run: Run) -> dict[int, int]:
@@ -100,7 +112,8 @@ def _last_routing(run: Run, seed: int) -> dict[str, dict[str, Any]]:
         return {}
     last = rows.iloc[-1]
     return {
-        site: {name: float(last[f"{name}/{site}"]) for name in RoutingDiagnostics._fields}
+        # A run of an earlier version lacks what was added since.
+        site: {name: float(last.get(f"{name}/{site}", math.nan)) for name in RoutingDiagnostics._fields}
         | {"loads": [float(last[name]) for name in load_columns(rows, site)]}
         for site in sites_of(rows)
     }
