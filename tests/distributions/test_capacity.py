@@ -51,7 +51,9 @@ def test_the_law_of_an_element_is_the_same_alone_and_beside_longer_ones(
             torch.testing.assert_close(alone.log_marginals, beside.log_marginals[b, :present], rtol=0, atol=1e-6)
         else:
             ours = beside.log_prob(drawn)[:, b]
-            torch.testing.assert_close(ours, alone.log_prob(value), rtol=0, atol=1e-6)
+            # Two integrals, whose points may lie otherwise.
+            tolerance = 1e-5 if distribution is GumbelMatching else 1e-9
+            torch.testing.assert_close(ours, alone.log_prob(value), rtol=0, atol=tolerance)
         if distribution is not GumbelMatching:  # whose weights need the noise of the draw
             torch.testing.assert_close(alone.importance_weights(value), weights[:, b, :present], rtol=1e-6, atol=0)
 
