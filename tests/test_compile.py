@@ -5,10 +5,9 @@ inside. Its own warnings are torch's affair. Inductor draws noise of its own, so
 backends.
 """
 
-import shutil
-
 import pytest
 
+from tests.compiler import needs_compiler
 from tests.matching.test_compiled import run
 
 COMPARISON = """
@@ -106,6 +105,6 @@ def test_compiled_equals_eager(program):
     run(COMPARISON + program, warnings="ignore")
 
 
-@pytest.mark.skipif(not shutil.which("g++") and not shutil.which("clang++"), reason="needs a C++ compiler")
+@needs_compiler
 def test_inductor_equals_eager():
     run(COMPARISON + INDUCTOR, warnings="ignore")
