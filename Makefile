@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo study test test-hard test-python wheel docs bench notebooks format clean
+.PHONY: demo study test test-hard test-python wheel docs bench bench-likelihood notebooks format clean
 
 demo: $(READY)  ## Train the toy mixture with every estimator; table and pictures in results/.
 	$(BIN)/python -m inference study
@@ -59,6 +59,11 @@ docs: $(READY)  ## The reference of the library, as web pages in results/docs; a
 
 bench: $(READY)  ## Speed as ratios to named peers, measured in one run.
 	$(BIN)/python -m pytest tests/benchmarks -o python_files='bench_*.py' --benchmark-only --benchmark-columns=min,rounds --benchmark-warmup=on
+
+VALUES ?= 100
+
+bench-likelihood: $(READY)  ## log P of Gumbel-Matching and its reported error against exact values, over 64 cells.
+	$(BIN)/python -m tests.benchmarks.likelihood_table $(VALUES)
 
 notebooks: $(READY)  ## Execute the notebooks and keep their outputs.
 	$(BIN)/python -m pytest --nbmake --overwrite notebooks

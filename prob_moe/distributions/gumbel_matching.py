@@ -17,6 +17,7 @@ from prob_moe.matching import (
     price_log_density,
     solve_assignment,
 )
+from prob_moe.matching.likelihood import check_integration_seed
 
 #: nats; a likelihood with a larger standard error comes with a warning
 TOLERATED_ERROR = 0.05
@@ -54,6 +55,8 @@ class GumbelMatching(AssignmentDistribution):
     :param capacity: the most datapoints that one expert processes.
     :param num_points: points of the likelihood's integral to begin with, see
         :func:`~prob_moe.matching.matching_log_prob`.
+    :param integration_seed: seed of those points, an int of at least 0: another seed gives another estimate of the
+        same likelihood, which shows whether the reported error is right.
 
     >>> _ = torch.manual_seed(0)
     >>> matching = GumbelMatching(torch.zeros(6, 3), capacity=2)
@@ -69,16 +72,21 @@ class GumbelMatching(AssignmentDistribution):
     has_enumerate_support = True
     capacity: Tensor
 
-    def __init__(self, logits: Tensor, *, num_points: int | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, logits: Tensor, *, num_points: int | None = None, integration_seed: int = 0, **kwargs: Any
+    ) -> None:
+        check_integration_seed(integration_seed)
         super().__init__(logits, **kwargs)
         if self._validate_args and bool((self.logits == -torch.inf).any()):
             # Forbidden experts may leave no assignment of all datapoints within capacity.
             solve_assignment(self.logits.detach().clamp(max=0.0), self.capacity, mask=self.mask)
         self.num_points = num_points
+        self.integration_seed = integration_seed
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "GumbelMatching":
         new: GumbelMatching = super().expand(batch_shape, _instance)
         new.num_points = self.num_points
+        new.integration_seed = self.integration_seed
         return new
 
     def draw(
@@ -209,7 +217,9 @@ class GumbelMatching(AssignmentDistribution):
 
     def _likelihood(self, value: Tensor) -> tuple[Tensor, Tensor]:
         (logits, value), provenance = extract_provenance((self.logits, value))
-        estimates = matching_log_prob(logits, value, self.capacity, num_points=self.num_points)
+        estimates = matching_log_prob(
+            logits, value, self.capacity, num_points=self.num_points, integration_seed=self.integration_seed
+        )
         return track_provenance(estimates, provenance)
 
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from prob_moe._transforms import nested_forward_mode
-from prob_moe.matching.price_integral import Nodes, PriceEstimate, in_chunks
-from prob_moe.matching.price_mode import PriceProblem, logit_score
+from prob_moe.matching.price_integral import Nodes, PriceEstimate
+from prob_moe.matching.price_mode import PriceProblem, in_chunks, logit_score
 
 
 def integrate(

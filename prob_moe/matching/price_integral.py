@@ -7,33 +7,38 @@ import torch
 from torch import Tensor
 from torch.quasirandom import SobolEngine
 
-from prob_moe.matching.price_mode import PriceProblem, find_mode
+from prob_moe.matching.price_mode import PriceProblem, find_mode, in_chunks
 from prob_moe.matching.price_proposal import PriceProposal
+from prob_moe.matching.price_walk import walk
 
 SCRAMBLES = 8
-GENERATIONS = 4  # proposals tried: the fit at the mode, then fits to the weighted points of the one before
+GENERATIONS = 4  # proposals tried: fits at the mode, to a walk, then to the weighted points of the one before
+MOST_WALKED = 12  # free prices up to which a walk is worth its while
 GOOD_SHARE = 0.1  # effective share of the points above which a proposal is kept
+STUDENT = 2.365 / 2  # 95 % quantile of Student's t with as many degrees of freedom as scrambles less one, over 2
+GROWTH = 1.5  # reported error over the bias that falls when the scrambles are put together
 FEW_POINTS = 30  # effective points at which the reported error is doubled: standard errors of so few are too small
-CHUNK_ELEMENTS = 2**21  # of a tensor (points, batch, n, k)
 
 
 class Rule(NamedTuple):
     """A product quadrature: first spacing and reach in t, error in nats and points at which to stop halving.
 
-    ``max_elements`` is the largest size n·k of a problem for which the product beats random points.
+    ``accepted`` is the error above which random points take over; ``max_elements`` is the largest size n·k of a problem
+    for which the product beats random points.
     """
 
     spacing: float
     reach: float
     tolerance: float
     max_points: int
+    accepted: float
     max_elements: float
 
 
 RULES = {
-    1: Rule(1 / 4, 13.0, 1e-9, 2**14, math.inf),
-    2: Rule(1 / 2, 5.0, 1e-6, 2**15, 2**16),
-    3: Rule(1.0, 5.0, 3e-3, 2**17, 2**13),
+    1: Rule(1 / 4, 13.0, 1e-9, 2**14, 1e-5, math.inf),
+    2: Rule(1 / 2, 5.0, 1e-6, 2**15, 1e-3, 2**16),
+    3: Rule(1.0, 5.0, 3e-3, 2**17, 5e-3, 2**13),
 }
 
 
@@ -53,14 +58,21 @@ class PriceEstimate(NamedTuple):
     error: Tensor
     nodes: list[Nodes]
 
+    def replaced(self, chosen: Tensor, other: "PriceEstimate") -> "PriceEstimate":
+        """This estimate with the problems where ``chosen`` (batch,) holds taken from ``other``, which has just
+        those."""
+        index = chosen.nonzero().squeeze(-1)
+        kept = [
+            Nodes(node.members[stays], node.prices[:, stays], node.log_weights[:, stays])
+            for node in self.nodes
+            for stays in [~chosen[node.members]]
+        ]
+        moved = [node._replace(members=index[node.members]) for node in other.nodes]
+        log_prob = self.log_prob.index_copy(0, index, other.log_prob)
+        return PriceEstimate(log_prob, self.error.index_copy(0, index, other.error), kept + moved)
 
-def in_chunks(points: Tensor, problem: PriceProblem) -> tuple[Tensor, ...]:
-    """``points`` split along its first dimension so that one chunk of (points, batch, n, k) fits in memory and
-    cache."""
-    return points.split(max(1, CHUNK_ELEMENTS // max(1, problem.logits.numel())))
 
-
-def quadrature(problem: PriceProblem, dimension: int) -> PriceEstimate:
+def quadrature(problem: PriceProblem, dimension: int, start: Tensor) -> PriceEstimate:
     """Integral over the free prices of problems that have exactly ``dimension`` of them, by a product of
     one-dimensional rules.
 
@@ -70,7 +82,7 @@ def quadrature(problem: PriceProblem, dimension: int) -> PriceEstimate:
     in one dimension, its square in more, where a halving is dear; halving ends when that is below the rule's tolerance.
     """
     rule = RULES[dimension]
-    center, covariance = find_mode(problem)
+    center, covariance = find_mode(problem, start)
     factor = torch.linalg.cholesky(covariance)
     log_volume = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     columns = (~problem.free).int().argsort(dim=-1, stable=True)[:, :dimension]
@@ -96,32 +108,47 @@ def quadrature(problem: PriceProblem, dimension: int) -> PriceEstimate:
     return PriceEstimate(log_prob, error, [Nodes(everything, problem.prices(coordinates), log_weights)])
 
 
-def importance_sampling(problem: PriceProblem, num_points: int, max_points: int, tolerance: float) -> PriceEstimate:
+def importance_sampling(
+    problem: PriceProblem, num_points: int, max_points: int, tolerance: float, start: Tensor, least: Tensor, seed: int
+) -> PriceEstimate:
     """Randomised quasi-Monte Carlo importance sampling of each problem.
 
     A proposal whose weights are poor is replaced by one fitted to its weighted points (adaptive importance sampling;
     Cornuet et al. 2012), which starts afresh with new points, so that the points of an estimate never chose its
     proposal.
+
+    :param start: prices to begin the search for the mode and the walk at, (starts, batch, k).
+    :param least: a bound that log P does not fall below, (batch,); an estimate that does has missed the mass.
+    :param seed: of the points.
     """
     total = len(problem.logits)
     log_prob = problem.logits.new_full((total,), -torch.inf)
     error = problem.logits.new_full((total,), torch.inf)
     nodes: list[Nodes] = []
     index = torch.arange(total, device=log_prob.device)
-    proposal = PriceProposal.at_mode(problem)
+    proposal = PriceProposal.at_mode(problem, start)
     for generation in range(GENERATIONS):
-        run = _Run(proposal, generation)
+        run = _Run(proposal, GENERATIONS * seed + generation)
         run.extend(num_points)
         weak = run.effective_points() < GOOD_SHARE * num_points
+        weak = weak | (run.estimate()[0] < least[index] - 0.1)
         if generation + 1 == GENERATIONS:
             weak = torch.zeros_like(weak)
         following = None
         if bool(weak.any()):
             prices, log_weights = run.prices[0], run.log_weights[0].flatten(0, 1)
             following = proposal.select(weak).refined(prices[:, weak], log_weights[:, weak])
+            hard = following.problem
+            if generation == 0 and int(hard.free.sum(-1).max()) <= MOST_WALKED:
+                following = PriceProposal.fitted(hard, walk(hard, start[:, weak], seed))
         run, kept = run.select(~weak), index[~weak]
+        worst = torch.zeros_like(error[kept])
         while len(kept):
             value, spread = run.estimate()
+            # Who stops when the estimated error is small stops where it is estimated too small: never below what the
+            # shorter runs promised.
+            worst = torch.maximum(worst, spread * run.count**0.5)
+            spread = worst / run.count**0.5
             log_prob[kept], error[kept] = value, spread
             unmet = ~(spread < tolerance)
             finished = ~unmet if 2 * run.count <= max_points else torch.ones_like(unmet)
@@ -129,6 +156,7 @@ def importance_sampling(problem: PriceProblem, num_points: int, max_points: int,
             for prices, log_weights in zip(done.prices, done.log_weights):
                 nodes.append(Nodes(kept[finished], prices, log_weights.flatten(0, 1) - math.log(run.count)))
             run, kept = run.select(~finished), kept[~finished]
+            worst = worst[~finished]
             if len(kept):
                 run.extend(run.count)
         if following is None:
@@ -141,10 +169,10 @@ class _Run:
     """Weighted points of one proposal, which can be extended: scrambles of a Sobol sequence (Owen 1995) with fixed
     seeds."""
 
-    def __init__(self, proposal: PriceProposal, generation: int):
+    def __init__(self, proposal: PriceProposal, stream: int):
         self.proposal = proposal
         dimension = proposal.noise_dimension(proposal.center.shape[-1])
-        seeds = range(SCRAMBLES * generation, SCRAMBLES * (generation + 1))
+        seeds = range(SCRAMBLES * stream, SCRAMBLES * (stream + 1))
         self.engines = [SobolEngine(dimension, scramble=True, seed=seed) for seed in seeds]
         self.count = 0
         self.prices: list[Tensor] = []  # (points, batch, k) each
@@ -183,11 +211,17 @@ class _Run:
         log_weights = torch.cat(self.log_weights, 1)
         each = log_weights.logsumexp(1) - math.log(self.count / SCRAMBLES)
         log_prob = each.logsumexp(0) - math.log(SCRAMBLES)
-        between = (each - log_prob).exp().std(0) / math.sqrt(SCRAMBLES)
+        between = STUDENT * (each - log_prob).exp().std(0) / math.sqrt(SCRAMBLES)
         effective = self.effective_points()
         within = (1 / effective - 1 / self.count).clamp(min=0.0).sqrt()
-        error = torch.maximum(torch.maximum(between, within), self.count ** (self._tail_index() - 1))
-        return log_prob, (error * (1 + FEW_POINTS / effective)).nan_to_num(nan=torch.inf)
+        tail = self._tail_index()
+        # The heavier the tail, the more of the weight has not been seen yet, by the sample variances neither.
+        error = torch.maximum(torch.maximum(between, within), self.count ** (tail - 1)) * (1 + tail)
+        error = error * (1 + FEW_POINTS / effective)
+        # Where few points carry the weight, log P is biased downward, and still rises with the number of points: what
+        # an eightfold number gains is of the size of what is missing.
+        bias = GROWTH * (log_prob - each.mean(0))
+        return log_prob, torch.hypot(error, bias).nan_to_num(nan=torch.inf)
 
     def _tail_index(self) -> Tensor:
         """Hill's estimate of the Pareto index κ of the largest weights, at most 1, (batch,).

@@ -15,6 +15,7 @@ from prob_moe.matching.truncated_gaussian import log_hazard
 
 STEP_SIZES = (1.0, 0.5, 0.2, 0.05, 0.01)
 LONGEST_STEP = 8.0  # in any coordinate: far from the mode the quadratic model is worth little
+CHUNK_ELEMENTS = 2**21  # of a tensor (points, batch, n, k)
 LEAST_CURVATURE = 0.02  # no coordinate is spread wider than about 7
 
 
@@ -75,16 +76,23 @@ class PriceProblem(NamedTuple):
         return self.log_joint(self.prices(coordinates)) + self.log_slope(coordinates)
 
 
-def find_mode(problem: PriceProblem, max_steps: int = 40) -> tuple[Tensor, Tensor]:
-    """Newton's method on the log-density of the coordinates.
+def in_chunks(points: Tensor, problem: PriceProblem) -> tuple[Tensor, ...]:
+    """``points`` split along its first dimension so that one chunk of (points, batch, n, k) fits in memory and
+    cache."""
+    return points.split(max(1, CHUNK_ELEMENTS // max(1, problem.logits.numel())))
+
+
+def find_mode(problem: PriceProblem, start: Tensor, max_steps: int = 40) -> tuple[Tensor, Tensor]:
+    """Newton's method on the log-density of the coordinates, from the best of the prices ``start``, (starts, batch, k).
 
     The sum of log-softmaxes is concave, the log-determinant is not: negative curvatures count with their absolute value
     (saddle-free Newton; Dauphin et al. 2014), which always gives an ascent direction.
 
     :return: mode u (batch, k), and the inverse curvature there (batch, k, k), the identity on fixed coordinates.
     """
-    point = torch.zeros_like(problem.scale)
-    value = problem.log_density(point)
+    starts = problem.coordinates(start)
+    value, which = torch.cat([problem.log_density(part) for part in in_chunks(starts, problem)]).max(0)
+    point = starts.gather(0, which[None, :, None].expand(1, *problem.scale.shape)).squeeze(0)
     sizes = torch.tensor(STEP_SIZES, dtype=point.dtype, device=point.device)[:, None, None]
     for _ in range(max_steps):
         gradient, hessian = _derivatives(problem, point)

@@ -28,9 +28,12 @@ class PriceProposal:
         self.problem, self.center, self.factor, self.gaussian = problem, center, factor, gaussian
 
     @classmethod
-    def at_mode(cls, problem: PriceProblem) -> "PriceProposal":
-        """Laplace's approximations: of the coordinates at their mode, and of the prices at the same place."""
-        center, covariance = find_mode(problem)
+    def at_mode(cls, problem: PriceProblem, start: Tensor) -> "PriceProposal":
+        """Laplace's approximations: of the coordinates at their mode, and of the prices at the same place.
+
+        :param start: prices to begin the search at, the best of them, (starts, batch, k).
+        """
+        center, covariance = find_mode(problem, start)
         prices = problem.prices(center)
         gradient, hessian = price_derivatives(problem, prices)
         price_covariance = inverse_curvature(hessian)
@@ -38,6 +41,16 @@ class PriceProposal:
         mean = torch.where(problem.bounded.any(-1, keepdim=True), mean, prices)
         gaussian = TruncatedGaussian(mean, torch.linalg.cholesky(price_covariance), problem.free, problem.bounded)
         return cls(problem, center, torch.linalg.cholesky(covariance), gaussian)
+
+    @classmethod
+    def fitted(cls, problem: PriceProblem, prices: Tensor) -> "PriceProposal":
+        """Both parts with the moments of ``prices``, (points, batch, k), which are more or less draws of the
+        density."""
+        coordinates = problem.coordinates(prices)
+        parts = [_moments(points, problem.free) for points in (coordinates, prices)]
+        (center, factor), (mean, price_factor) = parts
+        gaussian = TruncatedGaussian(mean, price_factor, problem.free, problem.bounded)
+        return cls(problem, center, factor, gaussian)
 
     def select(self, chosen: Tensor) -> "PriceProposal":
         """The proposals of the ``chosen`` problems of the batch, an index or a mask."""
@@ -114,6 +127,17 @@ class PriceProposal:
             problem.bounded,
         )
         return PriceProposal(problem, center, factor, gaussian)
+
+
+def _moments(points: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (batch, k) and Cholesky factor of the covariance (batch, k, k), the identity on fixed coordinates."""
+    mean = points.mean(0)
+    apart = (points - mean).movedim(0, -1)
+    covariance = apart @ apart.mT / (len(points) - 1)
+    both = free.unsqueeze(-1) & free.unsqueeze(-2)
+    variance = covariance.diagonal(dim1=-2, dim2=-1)
+    ridge = torch.where(free, 1e-3 * variance + 1e-6, 1.0)
+    return mean, torch.linalg.cholesky(torch.where(both, covariance, 0.0) + torch.diag_embed(ridge))
 
 
 def _chi_square_quantile(uniforms: Tensor) -> Tensor:
