@@ -167,10 +167,10 @@ class AssignmentDistribution(TorchDistribution):
         r"""
         The router's own log-probability :math:`\log p_i(z_i)` of every choice, dropped or not; 0 for padding.
 
-        :returns: nats, (*, n), differentiable in the logits.
+        :returns: nats, (*, n), differentiable in the logits; in float32 at least.
         """
         choices = router_choices(value)
-        log_p = self.logits.log_softmax(-1)
+        log_p = self.logits.log_softmax(-1, dtype=self._wide)
         shape = torch.broadcast_shapes(choices.shape, log_p.shape[:-1])
         picked = log_p.expand(shape + log_p.shape[-1:]).gather(-1, choices.expand(shape).unsqueeze(-1)).squeeze(-1)
         return picked if self.mask is None else torch.where(self.mask, picked, torch.zeros_like(picked))
@@ -220,7 +220,21 @@ class AssignmentDistribution(TorchDistribution):
             else:
                 log_weights = self.router_log_prob(value).double() - draw.log_proposal
             weights = torch.where(value >= 0, log_weights, torch.full_like(log_weights, -torch.inf)).exp()
-            return weights.to(torch.promote_types(self.logits.dtype, torch.float32))
+            return weights.to(self._wide)
+
+    @property
+    def weight_pareto_k(self) -> float | None:
+        """
+        Pareto shape of the importance weights' tail, by the law and not by draws: all moments below 1/k are finite, so
+        that the variance is infinite from k = 1/2 on. Minus infinity where the weights are bounded, None where unknown.
+        The heaviest tail of the batch; looks at the capacity, which waits for the device.
+        """
+        return None
+
+    @property
+    def _wide(self) -> torch.dtype:
+        """The dtype of weights and log-probabilities: half precision is too coarse for ratios and sums."""
+        return torch.promote_types(self.logits.dtype, torch.float32)
 
     @property
     def mode(self) -> Tensor:

@@ -1,5 +1,7 @@
 """Independent routing that skips what exceeds the capacity, and corrects for it."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -60,6 +62,11 @@ class CapacitySkip(AssignmentDistribution):
     def log_weights(self, value: Tensor) -> Tensor:
         overflow = (self._chosen_counts(value).double() / self.capacity.unsqueeze(-1)).clamp(min=1.0).log()
         return overflow.gather(-1, router_choices(value)).masked_fill(value < 0, -torch.inf)
+
+    @property
+    def weight_pareto_k(self) -> float:
+        """The weights are bounded: minus infinity."""
+        return -math.inf
 
     @property
     def mode(self) -> Tensor:

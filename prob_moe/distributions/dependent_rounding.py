@@ -1,5 +1,6 @@
 """Assignments with prescribed marginals: the least variance of weights that capacity allows."""
 
+import math
 from typing import Any
 
 import torch
@@ -143,6 +144,11 @@ class DependentRounding(AssignmentDistribution):
             index = router_choices(value).unsqueeze(-1)
             picked = log_w.expand(*value.shape, self.num_experts).gather(-1, index).squeeze(-1)
             return picked.masked_fill(value < 0, -torch.inf)
+
+    @property
+    def weight_pareto_k(self) -> float:
+        """The weights are bounded: minus infinity."""
+        return -math.inf
 
     @property
     def mode(self) -> Tensor:

@@ -1,5 +1,6 @@
 """Balanced assignments as the optimum of perturbed logits, with exact conditionals and likelihood."""
 
+import math
 import warnings
 from typing import Any
 
@@ -39,6 +40,10 @@ class GumbelMatching(AssignmentDistribution):
     G_{-i})`. They need the noise of the draw, which travels on the value. They are unbiased
     where q > 0 wherever p > 0: always with finite logits. Forbidden experts (-inf) can leave no choice given
     the others, and then the weights miss what its router would have liked.
+
+    The weights have a heavy tail: :math:`P(w_i > t)` falls as :math:`t^{-(c + 1)}`, a Pareto shape of 1 / (c + 1)
+    (:attr:`weight_pareto_k`). At c = 1 their variance is infinite: no number of draws that one can afford shows that
+    they are unbiased, and :class:`CapacitySkip` or :class:`DependentRounding`, whose weights are bounded, serve better.
 
     The assignment and its shadow prices v have a joint density in closed form (:meth:`joint_log_prob`); the likelihood
     of the assignment alone, :meth:`log_prob`, is its integral over the prices: exact at k = 2 (quadrature), otherwise a
@@ -103,7 +108,7 @@ class GumbelMatching(AssignmentDistribution):
         matching = solve_assignment(scores, self.capacity, mask=mask)
         conditional = _conditional_logits(own_logits, matching.assignment, matching.distances)
         # The distance from an expert to itself is 0, so log q needs just the normaliser.
-        log_weights = conditional.logsumexp(-1) - own_logits.logsumexp(-1)
+        log_weights = conditional.logsumexp(-1) - own_logits.to(self._wide).logsumexp(-1)
         return self._drawn(
             track_provenance(matching.assignment, provenance),
             log_weights,
@@ -137,6 +142,12 @@ class GumbelMatching(AssignmentDistribution):
 
     def log_weights(self, value: Tensor) -> Tensor:
         raise ValueError(_nobody_drew(value, self))
+
+    @property
+    def weight_pareto_k(self) -> float:
+        """1 / (c + 1) for the least capacity c; minus infinity where every expert has room for all."""
+        c = int(self.capacity.min()) if self.capacity.numel() else self.num_datapoints
+        return -math.inf if self.num_experts == 1 or c >= self.num_datapoints else 1 / (c + 1)
 
     def marginals(self, num_samples: int) -> Tensor:
         """
@@ -192,7 +203,7 @@ class GumbelMatching(AssignmentDistribution):
         draw = draw_of(value, MatchingDraw)
         if draw is None:
             return self.log_prob(value)
-        return self.joint_log_prob(value, draw.prices).to(self.logits.dtype)
+        return self.joint_log_prob(value, draw.prices).to(self._wide)
 
     def score_parts(self, value: Tensor) -> ScoreParts:
         """The likelihood as ``log_prob``, and :meth:`score_function`; both give Pyro's ELBOs an unbiased gradient."""
@@ -218,7 +229,7 @@ class GumbelMatching(AssignmentDistribution):
     def _likelihood(self, value: Tensor) -> tuple[Tensor, Tensor]:
         (logits, value), provenance = extract_provenance((self.logits, value))
         estimates = matching_log_prob(
-            logits, value, self.capacity, num_points=self.num_points, integration_seed=self.integration_seed
+            logits.to(self._wide), value, self.capacity, num_points=self.num_points, integration_seed=self.integration_seed
         )
         return track_provenance(estimates, provenance)
 
@@ -226,7 +237,8 @@ class GumbelMatching(AssignmentDistribution):
 def _conditional_logits(logits: Tensor, assignment: Tensor, distances: Tensor) -> Tensor:
     """phi_ij - D[j, z_i], (*, n, k)."""
     index = assignment.clamp(min=0).unsqueeze(-1).expand(*assignment.shape, logits.shape[-1])
-    return logits - distances.to(logits.dtype).mT.gather(-2, index)
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    return logits - distances.to(wide).mT.gather(-2, index)
 
 
 def _nobody_drew(value: Tensor, matching: GumbelMatching) -> str:

@@ -1,5 +1,7 @@
 """Independent routing: the reference without capacity."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -41,6 +43,11 @@ class IndependentRouting(AssignmentDistribution):
 
     def log_weights(self, value: Tensor) -> Tensor:
         return torch.zeros_like(value, dtype=self.logits.dtype).masked_fill(value < 0, -torch.inf)
+
+    @property
+    def weight_pareto_k(self) -> float:
+        """The weights are bounded: minus infinity."""
+        return -math.inf
 
     @property
     def mode(self) -> Tensor:

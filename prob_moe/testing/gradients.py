@@ -1,5 +1,6 @@
 """An estimator's gradients against the exact ones."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -8,9 +9,13 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
+from prob_moe.diagnostics import LEAST_WEIGHTS, RoutingRecorder, pareto_k
+from prob_moe.estimators import TraceRouting_ELBO
 from prob_moe.estimators.sites import Program
 from prob_moe.testing.report import GradientReport, GradientRow
 
+#: calls whose weights are kept for an estimate of their tail
+WEIGHT_CALLS = 200
 #: Trace_ELBO goes backward only if a trace holds a parameter; this one stands in for those of plain modules.
 _PARAMETER = "prob_moe.testing.gradient_report"
 
@@ -37,6 +42,9 @@ def gradient_report(
     what ``elbo.loss_and_grads`` leaves in ``.grad``. Any of Pyro's ELBOs will do, with Pyro parameters and with those
     of modules; for constrained parameters the gradient is that of the unconstrained value. Random state and gradients
     of the caller are left as they were.
+
+    The verdict is withheld where the importance weights have no variance: by their law, as those of
+    :class:`~prob_moe.distributions.GumbelMatching` at capacity 1, or, where no law is known, by an estimated Pareto k.
 
     :param model: as for the ELBO.
     :param guide: as for the ELBO.
@@ -80,11 +88,11 @@ def gradient_report(
         torch.manual_seed(seed)
         leaves = _leaves(model, guide, args, kwargs, parameters, replicas)
         expected = _exact_gradients(exact, leaves, args, kwargs, replicas)
-        draws = _draws(elbo, model, guide, args, kwargs, leaves, num_samples, replicas)
+        draws, law, estimate = _draws(elbo, model, guide, args, kwargs, leaves, num_samples, replicas)
     rows = [GradientRow.of(name, draws[name], expected[name]) for name in leaves]
     everything = torch.cat([d.reshape(len(d), -1).double() for d in draws.values()], -1)
     total = GradientRow.of("total", everything, torch.cat([e.flatten().double() for e in expected.values()]))
-    return GradientReport(tuple(rows), total, len(everything), max_standard_errors)
+    return GradientReport(tuple(rows), total, len(everything), max_standard_errors, law, estimate)
 
 
 def _leaves(
@@ -164,8 +172,16 @@ def _draws(
     leaves: dict[str, Tensor],
     num_samples: int,
     replicas: int,
-) -> dict[str, Tensor]:
-    """:returns: gradients of the objective by parameter, (num_samples or a few more, *shape)."""
+) -> tuple[dict[str, Tensor], float | None, float | None]:
+    """
+    :returns: gradients of the objective by parameter, (num_samples or a few more, *shape); and the Pareto k of the
+        weights that they were multiplied by, by their law and as estimated.
+    """
+    # The others multiply by no weights.
+    weighted = isinstance(elbo, TraceRouting_ELBO) and elbo.weighted
+    recorder = RoutingRecorder()
+    laws: set[float | None] = set()
+    weights: list[Tensor] = []
 
     def with_parameter(*args: Any, **kwargs: Any) -> Any:
         pyro.param(_PARAMETER, torch.zeros(()))
@@ -177,7 +193,11 @@ def _draws(
         for _ in range(-(-num_samples // replicas)):
             for leaf in leaves.values():
                 leaf.grad = None
-            elbo.loss_and_grads(with_parameter, guide, *args, **kwargs)
+            with recorder:
+                elbo.loss_and_grads(with_parameter, guide, *args, **kwargs)
+            if weighted and len(weights) < WEIGHT_CALLS:
+                laws |= {routing.weight_pareto_k for routing, _ in recorder.draws.values()}
+                weights += _weights(recorder)
             for name, leaf in leaves.items():
                 gradient = torch.zeros_like(leaf) if leaf.grad is None else -leaf.grad
                 drawn[name].append(gradient if replicas > 1 else gradient.unsqueeze(0))
@@ -186,4 +206,20 @@ def _draws(
             leaf.grad = before[name]
         if _PARAMETER in pyro.get_param_store():
             del pyro.get_param_store()[_PARAMETER]
-    return {name: torch.cat(gradients) for name, gradients in drawn.items()}
+    # The heaviest tail of all sites decides; one that is unknown may be heavier than those that are not.
+    law = None if None in laws else max((k for k in laws if k is not None), default=-math.inf)
+    pooled = torch.cat(weights) if weights else torch.ones(0)
+    estimate = float(pareto_k(pooled)) if len(pooled) >= LEAST_WEIGHTS else None
+    return {name: torch.cat(gradients) for name, gradients in drawn.items()}, law, estimate
+
+
+@torch.no_grad()
+def _weights(recorder: RoutingRecorder) -> list[Tensor]:
+    """Of all present datapoints, multiplied over layers where these have the same datapoints."""
+    of_sites = []
+    for routing, z in recorder.draws.values():
+        weights = routing.importance_weights(z)
+        of_sites.append(weights.flatten() if routing.mask is None else weights[routing.mask.expand(weights.shape)])
+    if len({weights.shape for weights in of_sites}) == 1:
+        return [torch.stack(of_sites).prod(0)]
+    return of_sites

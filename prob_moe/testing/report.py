@@ -1,5 +1,6 @@
 """What a comparison of gradients found, as numbers, a table, and a data frame."""
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -7,6 +8,30 @@ from rich.table import Table
 from torch import Tensor
 
 from prob_moe.testing.statistics import deviation
+
+#: a Pareto shape from which on the variance is infinite by the law; and one above which an estimated one is too large
+INFINITE_VARIANCE = 0.5
+UNTRUSTED = 0.7
+
+
+def why_withheld(law: float | None, estimate: float | None = None) -> str:
+    """
+    Why the tail of importance weights leaves no verdict on a bias, or nothing. The law decides where it is known.
+
+    :param law: the Pareto shape by the law, :attr:`~prob_moe.distributions.AssignmentDistribution.weight_pareto_k`.
+    :param estimate: fitted to draws, :func:`~prob_moe.diagnostics.pareto_k`.
+
+    >>> why_withheld(0.5)
+    'the weights have Pareto k = 0.5 by their law: infinite variance'
+    >>> why_withheld(0.33, 0.9)
+    ''
+    """
+    if law is not None:
+        told = f"the weights have Pareto k = {law:.2g} by their law: infinite variance"
+        return told if law >= INFINITE_VARIANCE else ""
+    if estimate is not None and (math.isnan(estimate) or estimate > UNTRUSTED):
+        return f"the weights have an estimated Pareto k of {estimate:.2g}, above {UNTRUSTED}"
+    return ""
 
 
 @dataclass(frozen=True)
@@ -65,12 +90,17 @@ class GradientReport:
     :param total: all parameters as one vector.
     :param num_samples: gradients drawn.
     :param max_standard_errors: the largest bias that passes.
+    :param weight_pareto_k: of the importance weights that the estimator multiplies by, by their law; None where it is
+        unknown, minus infinity where they are bounded or there are none.
+    :param estimated_pareto_k: the same, fitted to weights that were drawn; None where there are too few.
     """
 
     rows: tuple[GradientRow, ...]
     total: GradientRow
     num_samples: int
     max_standard_errors: float
+    weight_pareto_k: float | None = -math.inf
+    estimated_pareto_k: float | None = None
 
     @property
     def worst(self) -> float:
@@ -78,11 +108,19 @@ class GradientReport:
         return self.total.bias
 
     @property
-    def unbiased(self) -> bool:
-        return self.worst < self.max_standard_errors
+    def withheld(self) -> str:
+        """Why there is no verdict, or nothing: without a variance, standard errors mean nothing."""
+        return why_withheld(self.weight_pareto_k, self.estimated_pareto_k)
+
+    @property
+    def unbiased(self) -> bool | None:
+        """None where the verdict is withheld."""
+        return None if self.withheld else self.worst < self.max_standard_errors
 
     @property
     def verdict(self) -> str:
+        if self.withheld:
+            return f"withheld: {self.withheld}"
         bound = f"{self.max_standard_errors:g} standard errors"
         return f"unbiased within {bound}" if self.unbiased else f"biased: {self.worst:.1f} of at most {bound}"
 

@@ -280,3 +280,55 @@ def test_what_has_no_exact_objective_is_refused() -> None:
             objective(no_guide)
     with pytest.raises(ValueError, match=r"site 'z' has a batch of assignments, batch_shape \(3, 1\)"):
         exact_balanced_objective(batched_model)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "capacity", "weighted", "withheld"),
+    [
+        (GumbelMatching, 1, True, True),
+        (GumbelMatching, 2, True, False),
+        (CapacitySkip, 1, True, False),
+        # A twin without weights has a variance, and a bias that shows.
+        (GumbelMatching, 1, False, False),
+    ],
+)
+def test_the_verdict_is_withheld_where_weights_have_no_variance(
+    assignment: Any, capacity: int, weighted: bool, withheld: bool
+) -> None:
+    start = torch.tensor([[0.5, 0.0, -0.5]] * 3, dtype=torch.float64)
+
+    def program() -> None:
+        z = pyro.sample("z", assignment(pyro.param("logits", start), capacity=capacity))
+        with pyro.plate("data", 3):
+            pyro.factor("f", torch.where(z < 0, ~z, z).double())
+
+    elbo = TraceRouting_ELBO(weighted=weighted)
+    report = gradient_report(
+        program, lambda: None, elbo, exact=lambda: exact_router_objective(program), num_samples=100
+    )
+    assert report.verdict.startswith("withheld: ") == withheld
+    assert (report.unbiased is None) == withheld
+    if withheld:
+        assert report.weight_pareto_k == 0.5
+        assert "infinite variance" in str(report)
+
+
+def test_without_a_law_the_estimated_tail_decides() -> None:
+    class Unknown(GumbelMatching):
+        weight_pareto_k = None
+
+        def importance_weights(self, value: torch.Tensor) -> torch.Tensor:
+            return torch.rand(value.shape, dtype=torch.float64) ** -1.5
+
+    start = torch.zeros(4, 2, dtype=torch.float64)
+
+    def program() -> None:
+        z = pyro.sample("z", Unknown(pyro.param("logits", start), capacity=2))
+        with pyro.plate("data", 4):
+            pyro.factor("f", z.double())
+
+    exact = {"logits": torch.zeros(4, 2, dtype=torch.float64)}
+    report = gradient_report(program, lambda: None, TraceRouting_ELBO(), exact=exact, num_samples=200)
+    assert report.weight_pareto_k is None
+    assert report.unbiased is None
+    assert "estimated Pareto k" in report.verdict

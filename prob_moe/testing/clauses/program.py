@@ -46,7 +46,7 @@ def expansion(setting: Setting) -> str:
 
 
 def dtype_and_device(setting: Setting) -> str:
-    """Log-probabilities have the dtype of the logits, weights at least float32; everything is on their device."""
+    """Weights and log-probabilities have the dtype of the logits, at least float32, and their device."""
     size = setting.sizes[0]
     for dtype in DTYPES:
         logits = setting.logits(size).to(dtype)
@@ -59,8 +59,8 @@ def dtype_and_device(setting: Setting) -> str:
         with suppress(NotImplementedError):
             results["log_prob"] = routing.log_prob(value)
         for what, result in results.items():
-            # Weights of half precision would be off by half a percent.
-            wanted = torch.promote_types(dtype, torch.float32) if what == "importance_weights" else dtype
+            # Ratios and sums of half precision would be off by half a percent.
+            wanted = torch.promote_types(dtype, torch.float32)
             expect(result.dtype == wanted, f"with logits of {dtype}, {what} has dtype {result.dtype}, not {wanted}")
         for what, result in (results | {"sample": value, "mode": routing.mode}).items():
             expect(
