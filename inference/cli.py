@@ -1,7 +1,10 @@
 """The command line."""
 
+from typing import Annotated
+
 import typer
 
+import prob_moe
 from inference.exits import OneLineErrors
 from inference.fit.command import fit
 from inference.gradients.command import gradients
@@ -10,10 +13,23 @@ from inference.posterior.command import posterior
 from inference.show.command import show
 from inference.study.command import study
 
-app = typer.Typer(
-    cls=OneLineErrors,
-    no_args_is_help=True,
-    help="Train and study mixtures of experts whose routing is a random variable.",
-)
+app = typer.Typer(cls=OneLineErrors, no_args_is_help=True)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"prob_moe {prob_moe.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Train and study mixtures of experts whose routing is a random variable."""
+
+
 for command in (fit, show, study, gradients, likelihood, posterior):
     app.command()(command)

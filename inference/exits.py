@@ -1,11 +1,14 @@
 """How a command ends when something is wrong: one line on stderr, and an exit code. 0 ok, 2 bad input."""
 
+import re
 import sys
 from typing import Any, NoReturn
 
 import typer
 from rich.console import Console
 from typer.core import TyperGroup
+
+from inference.names import nearest
 
 errors = Console(stderr=True)
 
@@ -19,6 +22,14 @@ def end(message: str, code: int = 2) -> NoReturn:
     # Messages may hold brackets, which are not markup.
     errors.print(message.partition("\n")[0], style="red", markup=False, highlight=False, soft_wrap=True)
     raise typer.Exit(code)
+
+
+def _clear(message: str) -> str:
+    """Without the prefix of a validator, and with the nearest name where one was not known."""
+    message = message.replace("Value error, ", "")
+    unknown = re.search(r"'([^']*)' is not one of (.*)", message)
+    meant = nearest(unknown[1], re.findall(r"'([^']*)'", unknown[2])) if unknown else ""
+    return message.rstrip(". ") + meant if meant else message
 
 
 class OneLineErrors(TyperGroup):
@@ -38,7 +49,7 @@ class OneLineErrors(TyperGroup):
             if type(error).__name__ == "NoArgsIsHelpError":
                 error.show()  # type: ignore[attr-defined]
             else:
-                line = f"{error.format_message()} (--help tells what there is)"
+                line = f"{_clear(error.format_message())} (--help tells what there is)"
                 errors.print(" ".join(line.split()), style="red", markup=False, highlight=False, soft_wrap=True)
             code = 2
         sys.exit(code if isinstance(code, int) else 0)

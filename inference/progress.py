@@ -3,15 +3,18 @@
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 
+from inference.exits import errors
+
 console = Console()
 
 
-def progress_bar(details: str | None = None, description_width: int = 28, console: Console = console) -> Progress:
+def progress_bar(details: str | None = None, description_width: int = 28, console: Console = errors) -> Progress:
     """
     :param details: what stands beside a short bar instead of the count of steps, in rich's format with the task's
         fields: ``"{task.fields[loss]}"``.
     :param description_width: in characters.
-    :param console: where it goes; the one of stderr where stdout is for machines.
+    :param console: where it goes; stderr, since stdout is for results. Where it is no terminal, a moving bar would be
+        unreadable, and there is none.
     """
     beside: ProgressColumn = MofNCompleteColumn() if details is None else TextColumn(details)
     return Progress(
@@ -20,4 +23,5 @@ def progress_bar(details: str | None = None, description_width: int = 28, consol
         beside,
         TimeRemainingColumn(),
         console=console,
+        disable=not console.is_terminal,
     )

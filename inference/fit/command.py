@@ -10,11 +10,10 @@ import numpy as np
 import pyro
 import torch
 import typer
-from rich.console import Console
 from rich.progress import Progress, TaskID
 
 import prob_moe
-from inference.exits import end, errors
+from inference.exits import end
 from inference.fit.checkpoint import CheckpointError
 from inference.fit.config import FitConfig, Serve, TaskName
 from inference.fit.device import Dtype, check_device, default_dtype, move
@@ -119,9 +118,9 @@ def fit(
         if stored is not None:
             config = config.resumed(stored, _explicit(context))
         elif resume and not run.holds_run():
-            errors.print(f"no run in {run.path} yet: starting one", markup=False, highlight=False, soft_wrap=True)
+            raise ValueError(f"there is no run in {run.path} to go on with: leave --resume out to start one")
         with default_dtype(config.dtype):
-            results, chosen, config = _fit_all(config, run, checkpoint_every, resume, errors if as_json_ else console)
+            results, chosen, config = _fit_all(config, run, checkpoint_every, resume)
         title = (
             f"{config.task}: {config.assignment}, {config.estimator}, baseline {config.baseline}\n"
             f"capacity factor {config.capacity_factor:g}, loads of the {config.serve}"
@@ -149,7 +148,7 @@ def _explicit(context: typer.Context) -> set[str]:
 
 
 def _fit_all(
-    config: FitConfig, run: RunFolder, checkpoint_every: int, resume: bool, console: Console
+    config: FitConfig, run: RunFolder, checkpoint_every: int, resume: bool
 ) -> tuple[dict[int, FitResult], Task, FitConfig]:
     """Fit every seed; the options come back with the task's own in the place of None."""
     device = check_device(config.device)
@@ -171,7 +170,7 @@ def _fit_all(
     total = options.num_epochs * steps_per_epoch(task, options.batch_size)
     nothing = _shown(Status(0, *[float("nan")] * 4))
     lock = FolderLock(run.path)
-    with lock, StopSignals() as signals, progress_bar(DETAILS, description_width=6, console=console) as progress:
+    with lock, StopSignals() as signals, progress_bar(DETAILS, description_width=6) as progress:
         for seed in config.seeds:
             bar = progress.add_task(f"seed {seed}", total=total, **nothing)
             keeper = FitKeeper(

@@ -9,6 +9,7 @@ import torch
 import typer
 
 from inference.exits import end
+from inference.fit.run_folder import output_folder
 from inference.gradients.alternatives import alternatives
 from inference.gradients.comparison import Grids, compare
 from inference.gradients.estimators import estimators
@@ -61,7 +62,7 @@ def gradients(
         )
         if num_samples is None:
             num_samples = QUICK_NUM_SAMPLES if quick else NUM_SAMPLES
-        out.mkdir(parents=True, exist_ok=True)
+        output_folder(out).mkdir(parents=True, exist_ok=True)
         errors = relative_errors(seed=seed)
         errors.to_csv(out / "expected_gradients.csv", index=False)
         table = None if enumeration else _compare(grids, num_samples, seed, quiet=as_json)
@@ -84,7 +85,7 @@ def _compare(grids: Grids, num_samples: int, seed: int, *, quiet: bool) -> pd.Da
     settings = grids.settings()
     rows = [*estimators(), *alternatives()]
     with progress_bar() as progress:
-        progress.disable = quiet
+        progress.disable |= quiet
         task = progress.add_task("", total=len(settings) * len(rows))
         return compare(
             settings,

@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from inference.exits import end
-from inference.fit.run_folder import RunFolder
+from inference.fit.run_folder import output_folder
 from inference.likelihood.laws import Likelihood, likelihoods
 from inference.likelihood.matrix_file import read_assignment, read_logits
 from inference.progress import console
@@ -56,7 +56,7 @@ def likelihood(
             raise ValueError(f"give --capacity or --capacity-factor, not both (got {capacity} and {capacity_factor})")
         if capacity is None:
             capacity = capacity_from_factor(1.0 if capacity_factor is None else capacity_factor, n, k)
-        folder = RunFolder(out).path
+        folder = output_folder(out)
         results = likelihoods(phi, capacity, z, num_draws)
         folder.mkdir(parents=True, exist_ok=True)
         content = _content(results, capacity)

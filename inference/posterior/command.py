@@ -12,8 +12,8 @@ import torch
 import typer
 from rich.table import Table
 
-from inference.exits import end, errors
-from inference.fit.run_folder import RunFolder
+from inference.exits import end
+from inference.fit.run_folder import output_folder
 from inference.progress import console, progress_bar
 from inference.records import records
 from models.piecewise import piecewise_data
@@ -56,11 +56,11 @@ def posterior(
         sampling = Sampling(num_chains, num_warmup, num_draws, num_jobs=jobs, seed=seed)
         if num_datapoints < 2:
             raise ValueError(f"num_datapoints must be an int of at least 2, got {num_datapoints!r}")
-        folder = RunFolder(out).path
+        folder = output_folder(out)
         pyro.set_rng_seed(seed)
         data = piecewise_data((), num_datapoints, break_at)
         draws = {}
-        with progress_bar(console=errors if as_json else console) as progress:
+        with progress_bar() as progress:
             for k in counts:
                 task = progress.add_task(f"{k} expert{'s' if k > 1 else ''}, chains", total=num_chains)
                 draws[k] = sample_posterior(data, k, sampling, advance=partial(progress.advance, task))

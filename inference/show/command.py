@@ -45,6 +45,8 @@ def show(
     from inference.show.run_summary import summary
 
     try:
+        if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
+            raise ValueError(f"--out must be a file in a folder that exists, got {out}")
         run = read_run(folder)
         if seed is not None and seed not in run.config.seeds:
             seeds = ", ".join(map(str, run.config.seeds))

@@ -12,9 +12,12 @@ import joblib
 import pandas as pd
 import typer
 
-from inference.exits import end, errors
+from inference.exits import end
+from inference.fit.run_folder import output_folder
+from inference.names import resolve
 from inference.progress import console, progress_bar
 from inference.records import records
+from inference.study.arms import ARMS
 from inference.study.cache import Cache, Record
 from inference.study.grids import GRIDS, Grid
 from inference.study.runner import run_all
@@ -67,7 +70,7 @@ def study(
     Example: python -m inference study --grid full --jobs 2
     """
     options: dict[str, Any] = {
-        "arms": arm,
+        "arms": None if arm is None else [],
         "learning_rates": learning_rate,
         "load_balancing": load_balancing,
         "breaks": break_at,
@@ -78,10 +81,12 @@ def study(
         "seed": seed,
     }
     try:
+        if arm is not None:
+            options["arms"] = [resolve("arm", name, ARMS) for name in arm]
         chosen = replace(GRIDS[grid], **{name: _fixed(value) for name, value in options.items() if value is not None})
         runs = chosen.runs()
-        out.mkdir(parents=True, exist_ok=True)
-        with progress_bar(console=errors if as_json else console) as progress, _backend(scheduler, jobs):
+        output_folder(out).mkdir(parents=True, exist_ok=True)
+        with progress_bar() as progress, _backend(scheduler, jobs):
             bar = progress.add_task("runs", total=len(runs))
             done = run_all(runs, Cache(out / "runs"), advance=lambda count: progress.update(bar, advance=count))
         tables = _write(runs, done, chosen, out)

@@ -32,8 +32,10 @@ TRIALS = int(os.environ.get("KILL_TRIALS", "2"))
 
 def start(task: str, out: Path) -> subprocess.Popen:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    # Nothing is there to go on with where a fit was killed before its first step.
+    resume = ["--resume"] if RunFolder(out).holds_run() else []
     return subprocess.Popen(
-        [sys.executable, "-m", "inference", "fit", task, *KINDS[task].split(), "--json", "--out", str(out), "--resume"],
+        [sys.executable, "-m", "inference", "fit", task, *KINDS[task].split(), "--json", "--out", str(out), *resume],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,

@@ -71,7 +71,7 @@ def test_every_arm_gets_the_same_grid() -> None:
         ("--break-at", "2", "break_at must lie inside (0, 1), got 2.0"),
         ("--learning-rate", "-1", "learning_rate must be positive"),
         ("--capacity-factor", "0.5", "exceed"),
-        ("--arm", "skipp", "unknown arms ['skipp']"),
+        ("--arm", "skipp", "unknown arm 'skipp'; did you mean skip?"),
     ],
 )
 def test_bad_options_give_one_line_and_exit_code_2(tmp_path: Path, option: str, value: str, message: str) -> None:
