@@ -229,7 +229,11 @@ class GumbelMatching(AssignmentDistribution):
     def _likelihood(self, value: Tensor) -> tuple[Tensor, Tensor]:
         (logits, value), provenance = extract_provenance((self.logits, value))
         estimates = matching_log_prob(
-            logits.to(self._wide), value, self.capacity, num_points=self.num_points, integration_seed=self.integration_seed
+            logits.to(self._wide),
+            value,
+            self.capacity,
+            num_points=self.num_points,
+            integration_seed=self.integration_seed,
         )
         return track_provenance(estimates, provenance)
 
