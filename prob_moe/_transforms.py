@@ -1,8 +1,14 @@
 """What torch is doing with a program that runs: recording it, or differentiating it. Private interfaces of torch live
 here, and nowhere else."""
 
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 import torch
 from torch._C._functorch import TransformType, get_interpreter_stack
+
+R = TypeVar("R")
 
 
 def refuse_tracing(what: str) -> None:
@@ -16,6 +22,17 @@ def refuse_tracing(what: str) -> None:
             f"{what} cannot be traced: torch.jit.trace would record one result and repeat it for ever; run it outside "
             "of the trace, and train with an ELBO that does not compile, Trace_ELBO instead of JitTrace_ELBO for one"
         )
+
+
+def untraced(draw: Callable[..., R]) -> Callable[..., R]:
+    """A method that draws, refused while tracing."""
+
+    @functools.wraps(draw)
+    def refused_or_drawn(self: Any, *args: Any, **kwargs: Any) -> R:
+        refuse_tracing(f"a draw of {type(self).__name__}")
+        return draw(self, *args, **kwargs)
+
+    return refused_or_drawn
 
 
 def nested_forward_mode() -> bool:

@@ -8,6 +8,7 @@ from pyro.ops.provenance import detach_provenance
 from pyro.poutine.util import is_validation_enabled
 from torch import Tensor
 
+from prob_moe._transforms import untraced
 from prob_moe.distributions.capacity import check_capacity_values, check_room, describe_capacity, resolve_capacity
 from prob_moe.distributions.draw import AnyDraw, Draw, attach, draw_of
 from prob_moe.distributions.noise import Generators, gumbel_noise_like
@@ -94,6 +95,12 @@ class AssignmentDistribution(TorchDistribution):
                 check_room(self.capacity, self._largest, self.logits, self.mask, look=self._validate_args)
         except ValueError as error:
             raise ValueError(f"{type(self).__name__}: {error}") from None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # Everybody's draws, also those of procedures that are written elsewhere.
+        for name in {"draw", "sample"} & vars(cls).keys():
+            setattr(cls, name, untraced(getattr(cls, name)))
 
     # Shapes and names ------------------------------------------------------------------------------------------------
 

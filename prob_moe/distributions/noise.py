@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from prob_moe._transforms import refuse_tracing
+
 #: None for torch's generator, one for the whole draw, or one for every element of sample and batch shape, in order
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
@@ -36,6 +38,7 @@ def uniform_noise(shape: torch.Size, device: torch.device, generator: Generators
 
 
 def _parts(noise: Tensor, generator: Generators, event_dim: int) -> list[tuple[Tensor, torch.Generator | None]]:
+    refuse_tracing("a draw of random numbers")
     if generator is None or isinstance(generator, torch.Generator):
         return [(noise, generator)]
     lead = noise.shape[: noise.dim() - event_dim]

@@ -21,6 +21,8 @@ from numba.core import event
 from numba.core.caching import FunctionCache
 from torch._compile import _disable_dynamo
 
+from prob_moe._transforms import refuse_tracing
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -176,8 +178,15 @@ if hasattr(os, "register_at_fork"):
 
 def leaves_torch(function: Callable[P, R]) -> Callable[P, R]:
     """Mark a function that hands its tensors to a kernel, or searches in a loop as long as its data want:
-    ``torch.compile`` runs it as it is, between two graphs.
+    ``torch.compile`` runs it as it is, between two graphs, and ``torch.jit.trace``, which would record its result, or
+    its number of steps, for ever, is refused.
 
     Torch's own lazy form of ``torch.compiler.disable``, which imports the compiler when it is called, not here.
     """
-    return _disable_dynamo(function)
+
+    @functools.wraps(function)
+    def run(*arguments: P.args, **named: P.kwargs) -> R:
+        refuse_tracing(function.__qualname__)
+        return function(*arguments, **named)
+
+    return _disable_dynamo(run)

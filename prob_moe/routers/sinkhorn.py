@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from prob_moe._transforms import refuse_tracing
 from prob_moe.experts.validation import check_positive_int
 from prob_moe.routers.base import Router, SparseRouting, top_choices
 
@@ -28,6 +29,7 @@ def sinkhorn_log_plan(
         device.
     :returns: log P, float64 (*batch, n, k), -inf for padding. No gradient flows through it.
     """
+    refuse_tracing("sinkhorn_log_plan")
     scores = logits.detach().double()
     n, k = scores.shape[-2:]
     absent = None if mask is None else ~mask.unsqueeze(-1)

@@ -4,6 +4,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import one_hot
 
 from prob_moe.distributions import AssignmentDistribution, CapacitySkip, IndependentRouting
 
@@ -104,6 +106,26 @@ class PaddingTakesCapacity(CapacitySkip):
         return torch.ones_like(like, dtype=torch.bool)
 
 
+class ScoresPadding(CapacitySkip):
+    """Takes padding out by a product, and 0 * NaN is NaN."""
+
+    def __init__(self, logits: Tensor, **kwargs: Any) -> None:
+        super().__init__(logits, **kwargs)
+        self._raw = logits
+
+    def router_log_prob(self, value: Tensor) -> Tensor:
+        return super().router_log_prob(value) + 0 * self._raw.sum(-1)
+
+
+class DifferentiatesPadding(IndependentRouting):
+    """Its values are right; the gradient passes through what stands in padding before the mask."""
+
+    def __init__(self, logits: Tensor, **kwargs: Any) -> None:
+        super().__init__(logits, **kwargs)
+        if self.mask is not None:
+            self.logits = torch.where(self.mask.unsqueeze(-1), logits.exp().log(), 0.0)
+
+
 class ScoresDropsAsZero(CapacitySkip):
     def router_log_prob(self, value: Tensor) -> Tensor:
         return super().router_log_prob(value) * (value >= 0)
@@ -138,6 +160,39 @@ class DetachesTheNormaliser(IndependentRouting):
 class DetachesLogProb(IndependentRouting):
     def log_prob(self, value: Tensor) -> Tensor:
         return super().log_prob(value).detach()
+
+
+class _OnceDifferentiable(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, log_prob: Tensor, logits: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        return log_prob.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[None, Tensor, None]:
+        return None, upstream.sum() * ctx.saved_tensors[0], None
+
+
+class HasNoCurvature(IndependentRouting):
+    """Right gradients of sums, whose own derivative is 0 without a word."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        logits = self.logits.detach().requires_grad_()
+        with torch.enable_grad():
+            log_prob = IndependentRouting(logits).log_prob(value)
+            (gradient,) = torch.autograd.grad(log_prob.sum(), logits)
+        return _OnceDifferentiable.apply(log_prob.detach(), self.logits, gradient / log_prob.numel())
+
+
+class HoldsTheRouterFixed(IndependentRouting):
+    """Right gradients, with a graph of their own that leaves out how p changes."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        p = self.logits.softmax(-1).detach()
+        log_prob = super().log_prob(value)
+        flat = (self.logits * (one_hot(value, self.num_experts) - p)).sum((-2, -1))
+        return log_prob.detach() + flat - flat.detach() + 0 * self.logits.square().sum()
 
 
 class ScoresWithoutNormaliser(IndependentRouting):
@@ -216,11 +271,11 @@ class KnowsDrawsByIdentity(CapacitySkip):
     """The draw is looked up by `is`: neither Pyro's wrapped value nor a copy finds it."""
 
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
-        self._drawn = super().sample(sample_shape)
-        return self._drawn
+        self._last = super().sample(sample_shape)
+        return self._last
 
     def importance_weights(self, value: Tensor) -> Tensor:
-        if value is not self._drawn:
+        if value is not self._last:
             raise ValueError("not my draw")
         return super().importance_weights(value)
 
@@ -246,6 +301,19 @@ class RepeatsItself(IndependentRouting):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             return super().sample(sample_shape)
+
+
+class FreezesInTraces(IndependentRouting):
+    pass
+
+
+def _drawn_outside_torch(self: IndependentRouting, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+    scores = self.logits + torch.rand((*self.shape(sample_shape), self.num_experts))
+    return torch.tensor(scores.argmax(-1).tolist())
+
+
+# Put in its place after the class is made, where the base no longer sees it.
+FreezesInTraces.sample = _drawn_outside_torch  # type: ignore[method-assign]
 
 
 class TakesAnyCapacity(CapacitySkip):

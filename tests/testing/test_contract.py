@@ -33,6 +33,16 @@ BROKEN = [
         "padding takes no part",
         r"datapoint \d goes to expert \d with frequency .* without padding.* standard errors off",
     ),
+    (
+        broken.ScoresPadding,
+        "what stands in padding changes nothing",
+        "router_log_prob changes with -?inf in place",
+    ),
+    (
+        broken.DifferentiatesPadding,
+        "what stands in padding changes nothing",
+        "gradient of router_log_prob changes with .* in place of 0",
+    ),
     (broken.ScoresDropsAsZero, "router_log_prob is the router's", r"differs by [\d.]+ nats from log_softmax"),
     (broken.DetachesTheRouter, "router_log_prob is the router's", "carries no gradient"),
     (broken.ForgetsWhoWasDropped, "log_prob is normalised", r"probabilities of all values sum to [12]\.\d+"),
@@ -43,6 +53,12 @@ BROKEN = [
         "directional derivative of .* finite differences give",
     ),
     (broken.DetachesLogProb, "log_prob is differentiable", "log_prob carries no gradient"),
+    (
+        broken.HasNoCurvature,
+        "log_prob has second derivatives or says so",
+        "carries no graph: second derivatives are 0 without a word, where finite differences give",
+    ),
+    (broken.HoldsTheRouterFixed, "log_prob has second derivatives or says so", "a second derivative .* is .* finite"),
     (broken.ScoresWithoutNormaliser, "score_function scores the law", "enumeration gives .* standard errors off"),
     (
         broken.LeavesOutWeights,
@@ -67,6 +83,7 @@ BROKEN = [
     (broken.CannotBePickled, "copies go on", "pickle: .*lambda"),
     (broken.HasItsOwnRandomness, "the same seed gives the same draw", r"\d+ of 50 draws differ"),
     (broken.RepeatsItself, "the same seed gives the same draw", "50 further draws repeat the 50 before"),
+    (broken.FreezesInTraces, "a traced draw is refused", "not refused, and 50 of 50 runs"),
     (broken.TakesAnyCapacity, "bad arguments are refused", "capacity=0: accepted, where a ValueError"),
     (broken.TakesNaN, "bad arguments are refused", "NaN logits: accepted, where a ValueError that names 'logits'"),
     (broken.RefusesByAssertion, "bad arguments are refused", "capacity=1.5: raised AssertionError instead of"),
@@ -85,7 +102,7 @@ def test_every_clause_is_seen_to_fail() -> None:
 
 
 def test_all_failures_are_reported_at_once() -> None:
-    with pytest.raises(ContractError, match="KnowsDrawsByIdentity breaks 2 of 22 clauses") as caught:
+    with pytest.raises(ContractError, match="KnowsDrawsByIdentity breaks 2 of 25 clauses") as caught:
         check_assignment_distribution(broken.KnowsDrawsByIdentity)
     report = caught.value.report
     assert list(report.failed) == ["provenance is kept", "copies go on"]

@@ -98,6 +98,49 @@ def differentiable(setting: Setting) -> str:
     return f"finite differences within {worst:.1e}"
 
 
+def twice_differentiable(setting: Setting) -> str:
+    """
+    Second derivatives of ``log_prob`` agree with finite differences of its gradient, or an error says that there are
+    none: a gradient without a graph makes Hessians 0 without a word, and a Laplace approximation the prior.
+    """
+    worst = 0.0
+    for size in setting.enumerable_sizes:
+        if size.num_experts == 1:
+            continue
+        logits = setting.logits(size)
+        values = setting.make(logits, capacity=size.capacity).sample(torch.Size((3,)))
+        along, across = torch.randn_like(logits), torch.randn_like(logits)
+
+        def slope(
+            phi: Tensor, graph: bool = False, size: Size = size, values: Tensor = values, along: Tensor = along
+        ) -> Tensor:
+            with torch.enable_grad():
+                phi = phi if phi.requires_grad else phi.clone().requires_grad_()
+                whole = log_prob_of(setting.make(phi, capacity=size.capacity), values).sum()
+                return (torch.autograd.grad(whole, phi, create_graph=graph)[0] * along).sum()
+
+        finite = central_difference(slope, logits, across)
+        point = logits.clone().requires_grad_()
+        try:
+            first = slope(point, graph=True)
+            expect(
+                first.requires_grad,
+                f"at {size}, the gradient of log_prob carries no graph: second derivatives are 0 without a word, where "
+                f"finite differences give {finite.value:.6g}",
+            )
+            second = torch.autograd.grad(first, point, allow_unused=True, materialize_grads=True)[0]
+        except (NotImplementedError, RuntimeError) as error:
+            return f"refused: {error}"
+        derivative = float((second * across).sum())
+        expect(
+            finite.agrees_with(derivative, relative_error=setting.log_prob_tolerance),
+            f"at {size}, a second derivative of log_prob is {derivative:.6g}, finite differences of the gradient give "
+            f"{finite.value:.6g} ± {finite.error:.1g}",
+        )
+        worst = max(worst, abs(derivative - finite.value))
+    return f"finite differences within {worst:.1e}"
+
+
 def score(setting: Setting) -> str:
     """Over draws, the gradient of ``score_function`` times a payoff has the gradient of its expectation as its mean."""
     worst = 0.0

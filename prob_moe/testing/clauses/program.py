@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -135,6 +136,26 @@ def seeds(setting: Setting) -> str:
         following = routing.sample(torch.Size((50,)))
         expect(not torch.equal(draws[1], following), f"at {size}, 50 further draws repeat the 50 before")
     return ""
+
+
+def tracing(setting: Setting) -> str:
+    """``torch.jit.trace`` around a draw is an error: the trace would repeat one draw for ever."""
+    size = setting.sizes[0]
+
+    def draw(logits: torch.Tensor) -> torch.Tensor:
+        return setting.make(logits, capacity=size.capacity).sample()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what a trace does not see: that is the point
+        try:
+            traced = torch.jit.trace(draw, (setting.logits(size),), check_trace=False)
+        except Exception as error:
+            return f"refused: {error}"
+        draws = [traced(setting.logits(size)) for _ in range(50)]
+    repeated = sum(torch.equal(value, draws[0]) for value in draws)
+    raise ClauseFailed(
+        f"a draw under torch.jit.trace is not refused, and {repeated} of 50 runs of the trace give the same draw"
+    )
 
 
 def refusals(setting: Setting) -> str:

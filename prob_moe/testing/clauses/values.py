@@ -192,6 +192,35 @@ def padding(setting: Setting) -> str:
     return f"largest deviation {max(off, law):.1f} standard errors"
 
 
+def junk(setting: Setting) -> str:
+    """No value, weight, probability or gradient depends on what stands in padded rows, NaN for one."""
+    if not setting.takes("mask"):
+        raise ClauseSkipped("make takes no mask")
+    size = Size(6, 2, 2)
+    mask = torch.tensor([True, True, False, True, False, True], device=setting.device)
+    state = torch.random.get_rng_state()
+    reference: dict[str, Tensor] = {}
+    for filler in (0.0, 1e3, -torch.inf, torch.inf, torch.nan):
+        logits = setting.logits(size).masked_fill(~mask.unsqueeze(-1), filler).requires_grad_()
+        torch.random.set_rng_state(state)
+        routing = setting.make(logits, capacity=size.capacity, mask=mask)
+        found = {"sample": routing.sample(torch.Size((50,))), "mode": routing.mode}
+        value = found["sample"]
+        found["importance_weights"] = routing.importance_weights(value)
+        for what in ("router_log_prob", "log_prob"):
+            with suppress(NotImplementedError):
+                result = getattr(routing, what)(value)
+                found[what] = result.detach()
+                found[f"the gradient of {what}"] = torch.autograd.grad(result.sum(), logits, retain_graph=True)[0]
+        for what, result in found.items():
+            same = torch.equal(result, reference.setdefault(what, result))
+            expect(same, f"{what} changes with {filler:g} in place of 0 in padded rows")
+        for what in ("router_log_prob", "log_prob"):
+            inside = found.get(f"the gradient of {what}", torch.zeros_like(logits))[~mask]
+            expect(not inside.any(), f"the gradient of {what} in padded rows is {float(inside.abs().max()):.4g}")
+    return ", ".join(reference)
+
+
 def _expect_same_law(setting: Setting, padded: Tensor, alone: Tensor) -> float:
     """:returns: the largest difference in how often a datapoint is processed by an expert, in standard errors."""
     k = int(router_choices(torch.cat([padded, alone])).max()) + 1
