@@ -10,12 +10,20 @@ from prob_moe.matching._forest import round_batch
 
 @leaves_torch
 def dependent_rounding(
-    marginals: Tensor, *, capacity: int | Tensor | None = None, generator: torch.Generator | None = None
+    marginals: Tensor,
+    *,
+    num_selected: int | None = None,
+    capacity: int | Tensor | None = None,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     """Draw z with P(z_i = j) = r_ij exactly and loads that differ from Σ_i r_ij by less than 1.
 
     Datapoint i is dropped, z_i = −1, with probability 1 − Σ_j r_ij. Expert j receives ⌊Σ_i r_ij⌋ or ⌈Σ_i r_ij⌉
     datapoints, never more than c where Σ_i r_ij <= c, and the number of dropped datapoints is rounded likewise.
+
+    With ``num_selected`` = m, a set of distinct experts is drawn for each datapoint, P(j in the set of i) = r_ij, of
+    size ⌊Σ_j r_ij⌋ or ⌈Σ_j r_ij⌉. Which experts go together is the algorithm's own affair and no function of r: the
+    probabilities of pairs may change between versions, the marginals do not.
 
     Rows stream in random order through a forest of at most k open rows; each step moves probability along a cycle,
     by a random amount of mean zero (Gandhi, Khuller, Parthasarathy & Srinivasan 2006). No entry is snapped to 0 or 1,
@@ -25,17 +33,21 @@ def dependent_rounding(
     All randomness is one call of ``torch.rand`` in float64 on the generator's device, by default torch's generator
     of the CPU: ``torch.manual_seed`` determines the draw, on whatever device ``marginals`` live.
 
-    :param marginals: r, (\\*batch, n, k) float32 or float64, entries >= 0, row sums <= 1.
+    :param marginals: r, (\\*batch, n, k) float32 or float64, entries from 0 to 1, row sums <= m.
+    :param num_selected: m, the most experts per datapoint, from 1 to k. None means 1, and has a result of its own form.
     :param capacity: c, a positive int or a long tensor (\\*batch); columns whose sum exceeds it by no more than the
         rounding of their dtype are scaled down to c. Wanted for float32 marginals, where a sum of 32.00001 could
         otherwise become 33; None leaves the columns free.
     :param generator: source of the randomness.
-    :returns: long (\\*batch, n), on the device of ``marginals``: the expert, or −1 where dropped.
+    :returns: long (\\*batch, n), on the device of ``marginals``: the expert, or −1 where dropped. With ``num_selected``
+        long (\\*batch, m, n): experts ascending, −1 after them where fewer were drawn.
     :raises ValueError: if the marginals have the wrong type or shape, are negative or nan, or exceed a bound.
 
     >>> _ = torch.manual_seed(0)
     >>> z = dependent_rounding(torch.full((6, 3), 1 / 3, dtype=torch.float64))
     >>> z.bincount()
+    tensor([2, 2, 2])
+    >>> dependent_rounding(torch.full((3, 3), 2 / 3, dtype=torch.float64), num_selected=2).flatten().bincount()
     tensor([2, 2, 2])
     """
     if marginals.dtype not in (torch.float32, torch.float64) or marginals.dim() < 2 or 0 in marginals.shape[-2:]:
@@ -49,12 +61,19 @@ def dependent_rounding(
     rounding = 64 * torch.finfo(marginals.dtype).eps + n * torch.finfo(torch.float64).eps
     if not bool((r >= 0).all()):
         raise ValueError("marginals must be nonnegative numbers; some are negative or nan")
+    most = 1 if num_selected is None else num_selected
+    if isinstance(most, bool) or not isinstance(most, int) or not 1 <= most <= k:
+        raise ValueError(f"num_selected must be an int from 1 to k = {k}, got {num_selected!r}")
     rows = r.sum(-1, keepdim=True)
-    if bool((rows > 1 + rounding).any()):
+    if bool((rows > most * (1 + rounding)).any()):
         raise ValueError(
-            f"marginals must have row sums of at most 1, got {rows.max().item()}; divide such rows by them"
+            f"marginals must have row sums of at most {most}, got {rows.max().item()}; divide such rows by them"
         )
-    r = r / rows.clamp(min=1.0)
+    if bool((r > 1 + rounding).any()):
+        raise ValueError(f"marginals must be at most 1, got {r.max().item()}")
+    r = r.clamp(max=1.0)
+    whole = rows.round().clamp(min=1.0)  # sums above an integer by their rounding are that integer
+    r = torch.where((rows > whole) & (rows <= whole * (1 + rounding)), r * (whole / rows), r)
     if capacity is not None:
         slots = capacity_of_problems(capacity, tuple(batch)).double()[..., None, None]
         columns = r.sum(-2, keepdim=True)
@@ -70,6 +89,6 @@ def dependent_rounding(
     draws = torch.rand((*batch, n + (n + 1) * k), dtype=torch.float64, device=device, generator=generator).cpu()
     draws = draws.view(-1, n + (n + 1) * k)
     order, uniforms = draws[:, :n].argsort(-1), draws[:, n:].contiguous()
-    columns = torch.empty((*batch, n), dtype=torch.long)
-    round_batch(r.view(-1, n, k).numpy(), order.numpy(), uniforms.numpy(), rounding, columns.view(-1, n).numpy())
-    return columns.masked_fill_(columns == k, -1).to(marginals.device)
+    experts = torch.empty((*batch, most, n), dtype=torch.long)
+    round_batch(r.view(-1, n, k).numpy(), order.numpy(), uniforms.numpy(), rounding, experts.view(-1, most, n).numpy())
+    return (experts.squeeze(-2) if num_selected is None else experts).to(marginals.device)

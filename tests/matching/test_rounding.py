@@ -66,13 +66,13 @@ def enumerate_choices(r, order):
         prefix, probability = pending.pop()
         tape = np.full((n + 1) * k, -1.0)
         tape[: len(prefix)] = prefix
-        out = np.full(n, -7)
-        _round_one(r, order, tape, 1e-13, out)
+        selected = np.empty((n, k), dtype=bool)
+        _round_one(r, order, tape, 1e-13, selected)
         met = tape[tape >= 0]
         taken = tuple(prefix) + (-1.0,) * (met.size - len(prefix))
         for depth in range(len(prefix), met.size):  # the untaken branch at each new choice
             pending.append(((*taken[:depth], 1.0), probability * met[len(prefix) : depth].prod() * (1 - met[depth])))
-        yield out, probability * met[len(prefix) :].prod()
+        yield selected, probability * met[len(prefix) :].prod()
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -83,7 +83,9 @@ def test_exact_marginals_and_loads_over_all_random_choices(n, k, c, seed):
     full = np.c_[r, 1 - r.sum(-1)]
     found = np.zeros_like(full)
     total = 0.0
-    for out, probability in enumerate_choices(r, order):
+    for selected, probability in enumerate_choices(r, order):
+        assert (selected.sum(-1) <= 1).all()
+        out = np.where(selected.any(-1), selected.argmax(-1), k)
         assert probability >= 0
         total += probability
         found[np.arange(n), out] += probability
@@ -131,10 +133,12 @@ def test_steps_of_either_sign_with_probability_one_half_fail_the_same_check():
     n, k = r.shape
     generator = np.random.default_rng(0)
     z = torch.empty(4_000, n, dtype=torch.long)
+    selected = np.empty((n, k), dtype=bool)
     for out in z.numpy():
         order = generator.permutation(n)
         choices = np.where(generator.random((n + 1) * k) < 0.5, 0.0, 1.0)
-        _round_one(r.numpy(), order, choices, 1e-13, out)
+        _round_one(r.numpy(), order, choices, 1e-13, selected)
+        out[:] = np.where(selected.any(-1), selected.argmax(-1), -1)
     assert_loads(z, r)
     assert worst_z_score(z, r) > 10
 
