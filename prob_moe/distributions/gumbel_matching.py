@@ -21,7 +21,7 @@ from prob_moe.matching import (
 from prob_moe.matching.likelihood import check_integration_seed
 
 #: nats; a likelihood with a larger standard error comes with a warning
-TOLERATED_ERROR = 0.05
+TOLERATED_ERROR = 0.1
 
 
 class GumbelMatching(AssignmentDistribution):
@@ -179,7 +179,7 @@ class GumbelMatching(AssignmentDistribution):
         """
         The likelihood of the assignment, deterministic for given arguments, differentiable in the logits.
 
-        A warning says so where its standard error exceeds 0.05 nat; :meth:`log_prob_error` reports the error.
+        A warning says so where its standard error exceeds 0.1 nat; :meth:`log_prob_error` reports the error.
         """
         if self._validate_args:
             self._validate_sample(value)

@@ -13,7 +13,7 @@ from torch import Tensor
 from prob_moe.matching._compiled import leaves_torch
 from prob_moe.matching.fixed_points import integrate
 from prob_moe.matching.price_density import price_structure, reachable_logits, tree_log_density
-from prob_moe.matching.price_integral import RULES, PriceEstimate, importance_sampling, quadrature
+from prob_moe.matching.price_integral import RULES, Nodes, PriceEstimate, importance_sampling, quadrature
 from prob_moe.matching.price_mode import PriceProblem
 from prob_moe.matching.price_start import central_prices, simulated_prices, supporting_log_prob
 
@@ -140,9 +140,11 @@ def _integral(
     else:
         center = central_prices(problem)
         start = torch.cat([center.unsqueeze(0), simulated_prices(problem, center, seed)])
-    least = torch.stack([supporting_log_prob(problem, prices) for prices in start]).amax(0)
+    least, best = torch.stack([supporting_log_prob(problem, prices) for prices in start]).max(0)
+    support = start.gather(0, best[None, :, None].expand(1, *start.shape[1:]))
     if not by_rule:
-        return _bracketed(importance_sampling(problem, num_points, max_points, tolerance, start, least, seed), least)
+        sampled = importance_sampling(problem, num_points, max_points, tolerance, start, least, seed)
+        return _bracketed(sampled, least, support)
     estimate = quadrature(problem, dimension, start)
     rough = (estimate.error > RULES[dimension].accepted) | ~(estimate.log_prob > least - ROUNDING)
     if bool(rough.any()):
@@ -151,16 +153,23 @@ def _integral(
             problem.select(index), num_points, max_points, tolerance, start[:, index], least[index], seed
         )
         estimate = estimate.replaced(rough, sampled)
-    return _bracketed(estimate, least)
+    return _bracketed(estimate, least, support)
 
 
-def _bracketed(estimate: PriceEstimate, least: Tensor) -> PriceEstimate:
+def _bracketed(estimate: PriceEstimate, least: Tensor, support: Tensor) -> PriceEstimate:
     """No log P is larger than 0, or smaller than the log-probability that some prices support the assignment.
 
-    The weights move with the value, so that the gradient stays the self-normalised expectation.
+    The weights move with the value, so that the gradient stays the self-normalised expectation; where every point
+    missed the mass, it is the score at those prices.
+
+    :param least: that log-probability, (batch,); :param support: those prices, (1, batch, k).
     """
     value = estimate.log_prob.maximum(least).clamp(max=0.0)
-    shift = value - estimate.log_prob
-    error = torch.minimum(estimate.error.maximum(shift.abs()), -least)
+    missed = estimate.log_prob == -torch.inf
+    shift = torch.where(missed, 0.0, value - estimate.log_prob)
+    error = torch.where(missed, torch.inf, estimate.error.maximum(shift.abs())).minimum(-least)
     nodes = [node._replace(log_weights=node.log_weights + shift[node.members]) for node in estimate.nodes]
+    if bool(missed.any()):
+        index = missed.nonzero().squeeze(-1)
+        nodes.append(Nodes(index, support[:, index], value[index].unsqueeze(0)))
     return PriceEstimate(value, error, nodes)

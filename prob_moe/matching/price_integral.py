@@ -144,13 +144,13 @@ def importance_sampling(
         run, kept = run.select(~weak), index[~weak]
         worst = torch.zeros_like(error[kept])
         while len(kept):
-            value, spread = run.estimate()
-            # Who stops when the estimated error is small stops where it is estimated too small: never below what the
-            # shorter runs promised.
+            value, spread, seen = run.estimate()
+            # Who stops when the error that was seen is small stops where it is seen too small: what is reported has a
+            # margin over it, and is never below what the shorter runs promised.
             worst = torch.maximum(worst, spread * run.count**0.5)
             spread = worst / run.count**0.5
             log_prob[kept], error[kept] = value, spread
-            unmet = ~(spread < tolerance)
+            unmet = ~(seen < tolerance)
             finished = ~unmet if 2 * run.count <= max_points else torch.ones_like(unmet)
             done = run.select(finished)
             for prices, log_weights in zip(done.prices, done.log_weights):
@@ -206,22 +206,24 @@ class _Run:
         flat = torch.cat(self.log_weights, 1).flatten(0, 1)
         return (2 * flat.logsumexp(0) - (2 * flat).logsumexp(0)).exp().nan_to_num(nan=0.0)
 
-    def estimate(self) -> tuple[Tensor, Tensor]:
-        """log P and its standard error in nats, (batch,)."""
+    def estimate(self) -> tuple[Tensor, Tensor, Tensor]:
+        """log P, its standard error with a margin for what was not seen, and without, in nats, (batch,)."""
         log_weights = torch.cat(self.log_weights, 1)
         each = log_weights.logsumexp(1) - math.log(self.count / SCRAMBLES)
         log_prob = each.logsumexp(0) - math.log(SCRAMBLES)
-        between = STUDENT * (each - log_prob).exp().std(0) / math.sqrt(SCRAMBLES)
+        between = (each - log_prob).exp().std(0) / math.sqrt(SCRAMBLES)
         effective = self.effective_points()
         within = (1 / effective - 1 / self.count).clamp(min=0.0).sqrt()
         tail = self._tail_index()
+        least = torch.maximum(within, self.count ** (tail - 1))
+        few = 1 + FEW_POINTS / effective
+        seen = torch.maximum(between, least) * few
         # The heavier the tail, the more of the weight has not been seen yet, by the sample variances neither.
-        error = torch.maximum(torch.maximum(between, within), self.count ** (tail - 1)) * (1 + tail)
-        error = error * (1 + FEW_POINTS / effective)
+        error = torch.maximum(STUDENT * between, least) * (1 + tail) * few
         # Where few points carry the weight, log P is biased downward, and still rises with the number of points: what
         # an eightfold number gains is of the size of what is missing.
         bias = GROWTH * (log_prob - each.mean(0))
-        return log_prob, torch.hypot(error, bias).nan_to_num(nan=torch.inf)
+        return log_prob, torch.hypot(error, bias).nan_to_num(nan=torch.inf), seen.nan_to_num(nan=torch.inf)
 
     def _tail_index(self) -> Tensor:
         """Hill's estimate of the Pareto index κ of the largest weights, at most 1, (batch,).

@@ -7,8 +7,9 @@ import torch
 
 from prob_moe.distributions import GumbelMatching
 from prob_moe.matching import price_log_density
-from prob_moe.matching.likelihood import matching_log_prob
-from tests.matching.brute_force import enumerate_assignments
+from prob_moe.matching.likelihood import _bracketed, matching_log_prob
+from prob_moe.matching.price_integral import PriceEstimate
+from tests.matching.brute_force import best_assignment, draw_scores, enumerate_assignments
 
 
 def random_logits(*shape: int, scale: float, seed: int = 2) -> torch.Tensor:
@@ -53,15 +54,41 @@ def test_an_unlikely_assignment_of_sharp_logits_equals_a_grid():
     assert abs(log_prob - exact) < 2 * error + 1e-3
 
 
-def test_reported_errors_cover():
-    n, distances = 8, []
-    exact = -math.lgamma(n + 1)
-    for seed in range(30):
-        logits = random_logits(n, 1, scale=3.0, seed=seed) + random_logits(1, n, scale=3.0, seed=seed + 500)
-        matching = GumbelMatching(logits, capacity=1, integration_seed=seed)
-        value = torch.arange(n)
-        distances.append(abs(matching.log_prob(value) - exact) / matching.log_prob_error(value))
-    assert sum(float(distance) > 2 for distance in distances) <= 6
+@pytest.mark.parametrize(("n", "k", "capacity", "values"), [(8, 8, 1, 30), (16, 8, 2, 16)])
+def test_reported_errors_cover(n, k, capacity, values):
+    exact = k * math.lgamma(capacity + 1) - math.lgamma(n + 1)
+    beyond = 0
+    for seed in range(values):
+        logits = random_logits(n, 1, scale=3.0, seed=seed) + random_logits(1, k, scale=3.0, seed=seed + 500)
+        log_prob, error = matching_log_prob(logits, torch.arange(n) % k, capacity, integration_seed=seed)
+        beyond += abs(log_prob - exact) > 2 * error
+    # A right error leaves 5 % beyond; more than a fifth would be one chance in a thousand.
+    assert beyond <= values / 5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [5.0, 15.0])
+def test_frequencies_of_sharp_logits(scale, dtype):
+    logits = random_logits(4, 3, scale=scale)
+    support = enumerate_assignments(4, 3, 2)
+    num_draws = 20_000
+    drawn = best_assignment(draw_scores(logits, num_draws, seed=1), support)
+    frequency = torch.bincount(drawn, minlength=len(support)) / num_draws
+    log_prob, error = matching_log_prob(logits.to(dtype), support, 2)
+    probability = log_prob.double().exp()
+    noise = (probability * (1 - probability) / num_draws).sqrt()
+    assert ((frequency - probability).abs() < 5 * noise + 2 * probability * error + 5 / num_draws).all()
+
+
+def test_where_every_point_misses_the_gradient_is_that_of_supporting_prices():
+    problem = torch.zeros(1)
+    missed = PriceEstimate(problem - torch.inf, problem + torch.inf, [])
+    support = torch.zeros(1, 1, 3)
+    bracketed = _bracketed(missed, problem - 7.0, support)
+    assert bracketed.log_prob.item() == -7.0
+    assert bracketed.error.item() == 7.0
+    (node,) = bracketed.nodes
+    torch.testing.assert_close((node.log_weights - bracketed.log_prob).exp(), torch.ones(1, 1))
 
 
 def test_another_integration_seed_is_another_estimate():
