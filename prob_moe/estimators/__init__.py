@@ -2,6 +2,7 @@
 
 from prob_moe.estimators.balanced import ScoreOnly, balanced_objective
 from prob_moe.estimators.baselines import BaselineOptions, Baselines
+from prob_moe.estimators.functional import balanced_surrogate, router_surrogate
 from prob_moe.estimators.leave_one_out import LeaveOneOut_ELBO
 from prob_moe.estimators.right_ways import RIGHT_WAYS
 from prob_moe.estimators.trace_routing_elbo import TraceRouting_ELBO
@@ -14,4 +15,6 @@ __all__ = [
     "ScoreOnly",
     "TraceRouting_ELBO",
     "balanced_objective",
+    "balanced_surrogate",
+    "router_surrogate",
 ]

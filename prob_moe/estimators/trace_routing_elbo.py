@@ -17,6 +17,7 @@ from torch import Tensor
 
 from prob_moe.estimators.baselines import BaselineOptions, Baselines
 from prob_moe.estimators.checks import check_baselines, check_dependence
+from prob_moe.estimators.functional import router_surrogate
 from prob_moe.estimators.sites import (
     Program,
     Site,
@@ -235,12 +236,12 @@ class TraceRouting_ELBO(Trace_ELBO):
         return routing.processed(value).to(routing.logits.dtype)
 
     def _routed_surrogate(self, data: RoutedData) -> Tensor:
-        cost = data.cost.detach()
-        surrogate = (data.weight * data.cost).sum()
+        cost, scores, losses = data.cost.detach(), [], torch.zeros((), dtype=data.cost.dtype, device=data.cost.device)
         for name, log_p in data.log_p.items():
             baseline, baseline_loss = self.baselines(name, data.options[name], cost, data.weight, data.frame.dim)
-            surrogate = surrogate + (data.weight * (cost - baseline) * log_p).sum() - baseline_loss
-        return surrogate
+            scores.append((log_p, baseline))
+            losses = losses + baseline_loss
+        return router_surrogate(data.cost, data.weight, scores).sum() - losses
 
 
 def _scaled(log_prob: Tensor, site: Site, frame: CondIndepStackFrame) -> Tensor:
