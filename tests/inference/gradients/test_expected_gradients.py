@@ -69,16 +69,17 @@ def test_a_wrong_expectation_is_found_out():
     assert deviation(drawn, expected_gradient(METHODS["sampled gate"], problems)).worst()[0] > 5
 
 
+# Medians of 1000 problems vary by about 0.005 from seed to seed; these are wider by several times that.
 RANGES = {
-    "SparseMixer v1": (0.18, 0.34),
-    "SparseMixer v2": (0.35, 0.46),
-    "sampled gate": (0.35, 0.45),
-    "Switch": (0.29, 1.19),
+    "SparseMixer v1": (0.22, 0.38),
+    "SparseMixer v2": (0.32, 0.45),
+    "sampled gate": (0.33, 0.47),
+    "Switch": (0.26, 1.3),
 }
 
 
 def test_relative_errors_lie_where_faithful_implementations_do():
-    table = relative_errors()
+    table = relative_errors(num_problems=1000)
     assert (table["lower"] <= table["median"]).all()
     assert (table["median"] <= table["upper"]).all()
     medians = table[table["loss"] == "squared error"].groupby("method")["median"]
