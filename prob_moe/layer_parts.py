@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from prob_moe.distributions import AssignmentDistribution
 from prob_moe.distributions.base import check_mask
 from prob_moe.distributions.support import router_choices
-from prob_moe.estimators.baselines import BaselineOptions
+from prob_moe.estimators.baselines import Baseline, Network
+from prob_moe.estimators.site_baselines import check_baseline_options
 from prob_moe.experts import BatchedExperts
 from prob_moe.padding import blank
 
@@ -39,22 +40,22 @@ def check_experts(experts: object) -> None:
         )
 
 
-def baseline_infer(baseline: nn.Module | dict[str, Any] | None, x: Tensor) -> dict[str, Any]:
+def baseline_infer(baseline: Baseline | nn.Module | dict[str, Any] | None, x: Tensor) -> dict[str, Any]:
     """
-    The ``infer`` of an assignment site: Pyro's baseline options as given, or a module that predicts from x.
+    The ``infer`` of an assignment site: a baseline or Pyro's options as given, or a module that predicts from x.
 
     :raises ValueError: on anything else, or an unknown option.
     """
     if baseline is None:
         return {}
-    if isinstance(baseline, nn.Module):
-        return {"baseline": {"nn_baseline": baseline, "nn_baseline_input": x}}
-    if not isinstance(baseline, dict):
+    if isinstance(baseline, nn.Module) and not isinstance(baseline, Baseline):
+        return {"baseline": Network(baseline, x)}
+    if not isinstance(baseline, dict | Baseline):
         raise ValueError(
             "baseline must be None, a module (*batch, n, d) -> (*batch, n), or a dict of options such as "
-            f'{{"use_decaying_avg_baseline": True}}, got {baseline!r}'
+            f'{{"use_decaying_avg_baseline": True}}, or a Baseline object, got {baseline!r}'
         )
-    BaselineOptions.read("baseline", baseline)
+    check_baseline_options("baseline", baseline)
     return {"baseline": baseline}
 
 

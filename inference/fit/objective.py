@@ -8,6 +8,7 @@ import torch
 from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 
+from inference.decaying_average import DecayingAverage
 from prob_moe.distributions import (
     AssignmentDistribution,
     CapacitySkip,
@@ -16,7 +17,6 @@ from prob_moe.distributions import (
     IndependentRouting,
 )
 from prob_moe.estimators import LeaveOneOut_ELBO, TraceRouting_ELBO, balanced_objective
-from prob_moe.estimators.baselines import DecayingAverage
 
 
 class BatchLoss(Protocol):

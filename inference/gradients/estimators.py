@@ -12,6 +12,7 @@ from pyro import poutine
 from pyro.infer import Trace_ELBO
 from torch import Tensor
 
+from inference.decaying_average import DecayingAverage
 from inference.gradients.problem import (
     Problem,
     Procedure,
@@ -22,7 +23,6 @@ from inference.gradients.problem import (
 from prob_moe.distributions import CapacitySkip, DependentRounding, GumbelMatching, IndependentRouting
 from prob_moe.estimators import TraceRouting_ELBO
 from prob_moe.estimators import balanced_objective as balanced_pair
-from prob_moe.estimators.baselines import DecayingAverage
 from prob_moe.mixture import MixtureOfExperts
 
 #: minus the objective, summed over copies and datapoints; every call draws anew

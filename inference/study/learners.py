@@ -9,9 +9,9 @@ import torch
 from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 
+from inference.decaying_average import DecayingAverage
 from prob_moe.distributions import AssignmentDistribution
 from prob_moe.estimators import TraceRouting_ELBO, balanced_objective
-from prob_moe.estimators.baselines import DecayingAverage
 from prob_moe.mixture import MixtureOfExperts
 from prob_moe.routers import Router, Routing, load_balancing_loss
 

@@ -1,18 +1,33 @@
 """Estimators that turn a trace with assignment sites into unbiased gradients."""
 
 from prob_moe.estimators.balanced import ScoreOnly, balanced_objective
-from prob_moe.estimators.baselines import BaselineOptions, Baselines
+from prob_moe.estimators.baselines import (
+    Baseline,
+    DecayingAverage,
+    LeaveOneOut,
+    Network,
+    NoBaseline,
+    Predicted,
+    Sum,
+)
 from prob_moe.estimators.functional import balanced_surrogate, router_surrogate
 from prob_moe.estimators.leave_one_out import LeaveOneOut_ELBO
 from prob_moe.estimators.right_ways import RIGHT_WAYS
+from prob_moe.estimators.site_baselines import BaselineOptions
 from prob_moe.estimators.trace_routing_elbo import TraceRouting_ELBO
 
 __all__ = [
     "RIGHT_WAYS",
+    "Baseline",
     "BaselineOptions",
-    "Baselines",
+    "DecayingAverage",
+    "LeaveOneOut",
     "LeaveOneOut_ELBO",
+    "Network",
+    "NoBaseline",
+    "Predicted",
     "ScoreOnly",
+    "Sum",
     "TraceRouting_ELBO",
     "balanced_objective",
     "balanced_surrogate",

@@ -1,182 +1,259 @@
-"""Baselines for the score function at an assignment site, read from Pyro's own ``infer={"baseline": {...}}``."""
+"""
+Baselines for the score function at a site: what is subtracted from the cost that multiplies it.
+
+A baseline is an object. One protocol serves both objectives, whose costs differ in shape:
+
+* router objective: one cost per datapoint, (particles, *batch, n);
+* balanced objective: one cost per group of datapoints that are assigned together, (particles, *batch).
+
+**The rule.** The baseline of a particle must not change when the cost or the assignment of any datapoint of that
+particle changes. It may know earlier steps, other particles, x, and the assignments of earlier layers. The mean over
+the *other datapoints* of the same particle looks innocent and is biased wherever a procedure balances: they know where
+this one went. :func:`~prob_moe.testing.check_baseline` tells.
+"""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from prob_moe.estimators.sites import Site
 from prob_moe.padding import blank
 from prob_moe.recomputation import recomputing
 
 
-@dataclass(frozen=True)
-class BaselineOptions:
+@runtime_checkable
+class Baseline(Protocol):
     """
-    What a site asks for; the keys of ``infer["baseline"]``. The baselines asked for are added up.
+    What a baseline is; subclass it to inherit what has a default, or bring all of it.
 
-    :param nn_baseline: a network, called with ``nn_baseline_input``, that predicts the cost of every datapoint.
-    :param nn_baseline_input: its input, without gradient.
-    :param use_decaying_avg_baseline: the mean cost of earlier steps.
-    :param baseline_beta: decay of that mean, in [0, 1).
-    :param baseline_value: a tensor that broadcasts to one number a datapoint.
-    :param use_leave_one_out_baseline: the mean over the other particles, for every datapoint.
+    All tensors come without gradient. ``cost`` is f, (particles, *batch, n) or (particles, *batch); ``weight`` are the
+    importance weights, of the same shape, all 1 in the balanced objective; ``present`` is bool (particles, *batch, n),
+    False for padding, for both.
     """
 
-    nn_baseline: Callable[[Tensor], Tensor] | None = None
-    nn_baseline_input: Tensor | None = None
-    use_decaying_avg_baseline: bool = False
-    baseline_beta: float = 0.9
-    baseline_value: Tensor | None = None
-    use_leave_one_out_baseline: bool = False
+    #: whether it compares particles, so that one is not enough
+    needs_particles: bool = False
 
-    @classmethod
-    def of(cls, name: str, site: Site, present: Tensor | None = None) -> "BaselineOptions":
+    def value(self, cost: Tensor, weight: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
         """
-        :param present: bool (*batch, n), False for padding, where the network's input (*batch, n, d) is set to 0.
-        :raises ValueError: see :meth:`read`.
+        :returns: the baseline b without gradient, broadcastable to ``cost``; and the loss that trains it, a scalar.
         """
-        given: dict[str, Any] = dict(site["infer"].get("baseline", {}))
-        return cls.read(f"site {name!r}", given)._without_padding(present)
+        ...
 
-    @classmethod
-    def read(cls, where: str, given: dict[str, Any]) -> "BaselineOptions":
-        """
-        :param where: what the options are for, named in errors.
-        :raises ValueError: on an unknown key, or keys that contradict one another.
-        """
-        unknown = sorted(set(given) - set(cls.__dataclass_fields__))
-        if unknown:
-            raise ValueError(
-                f"{where}: unknown baseline options {unknown}; known are {sorted(cls.__dataclass_fields__)}"
-            )
-        options = cls(**given)
-        if options.nn_baseline is not None and options.baseline_value is not None:
-            raise ValueError(f"{where}: give nn_baseline or baseline_value, not both")
-        if (options.nn_baseline is None) != (options.nn_baseline_input is None):
-            raise ValueError(f"{where}: nn_baseline and nn_baseline_input go together")
-        if not 0 <= options.baseline_beta < 1:
-            raise ValueError(f"{where}: baseline_beta must be in [0, 1), got {options.baseline_beta!r}")
-        return options
+    def update(self, cost: Tensor, weight: Tensor, present: Tensor) -> None:
+        """Learn from a step, after :meth:`value` has been asked for it: once per step."""
+        return
 
-    def _without_padding(self, present: Tensor | None) -> "BaselineOptions":
-        inputs = self.nn_baseline_input
-        if present is None or inputs is None or inputs.shape[-2:-1] != present.shape[-1:]:
-            return self
-        while present.dim() >= inputs.dim():  # particles, for all of which the network predicts once
-            present = present.any(0)
-        return replace(self, nn_baseline_input=blank(inputs, present))
+    def state_dict(self) -> dict[str, Any]:
+        """:returns: what a checkpoint has to keep, tensors and plain values; empty where nothing is remembered."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a :meth:`state_dict`."""
+        return
 
 
-@dataclass
-class DecayingAverage:
+class NoBaseline(Baseline):
+    """Zero."""
+
+    def value(self, cost: Tensor, weight: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+        return cost.new_zeros(()), cost.new_zeros(())
+
+
+class DecayingAverage(Baseline):
     """
-    Exponentially decaying mean of the cost of earlier steps, corrected for its start at zero.
+    Exponentially decaying mean of the costs of earlier steps, in nats per present datapoint, for every batch element.
 
-    The current step never enters its own baseline: that would bias the gradient. The mean is over datapoints and
-    particles; other batch dimensions keep a mean each. It is a buffer, not a Pyro parameter, so no optimiser sees it.
+    The current step never enters its own baseline: that would bias the gradient. A group's cost is compared with the
+    mean times the number of its present datapoints. A batch element in which nobody is present leaves its mean alone.
+    No optimiser sees the means. Make the object once, outside of the model, which runs at every step.
+
+    :param decay: of the mean, in [0, 1).
+    :raises ValueError: on another decay; in a step whose batch has another shape than that of the steps before.
     """
 
-    total: Tensor
-    steps: int = 0
+    def __init__(self, decay: float = 0.9) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay must be in [0, 1), got {decay!r}")
+        self.decay = decay
+        #: decaying sum of means, and of their weights, (*batch)
+        self._total: Tensor | None = None
+        self._mass: Tensor | None = None
 
-    def value(self, beta: float) -> Tensor:
+    def value(self, cost: Tensor, weight: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
         """:raises RuntimeError: in a repeated forward pass, which would see another mean than the first one did."""
         if recomputing():
             raise RuntimeError(
                 "a decaying average has moved since the forward pass that activation checkpointing repeats; checkpoint "
                 "networks, not the loss that holds the baseline"
             )
-        return self.total / (1 - beta**self.steps) if self.steps else self.total
+        zero = cost.new_zeros(())
+        if self._total is None or self._mass is None:
+            return zero, zero
+        self._check(present)
+        mean = torch.where(self._mass > 0, self._total / self._mass, torch.zeros_like(self._total)).to(cost)
+        if _per_datapoint(cost, present):
+            return mean.unsqueeze(-1), zero
+        return mean * present.sum(-1), zero
 
-    def update(self, mean_cost: Tensor, beta: float) -> None:
-        self.total = beta * self.total + (1 - beta) * mean_cost
-        self.steps += 1
+    def update(self, cost: Tensor, weight: Tensor, present: Tensor) -> None:
+        costs = (weight * cost).sum((0, -1) if _per_datapoint(cost, present) else 0)
+        count = present.sum((0, -1))
+        if self._total is None or self._mass is None:
+            self._total, self._mass = torch.zeros_like(costs), torch.zeros_like(costs)
+        self._check(present)
+        total, mass, seen = self._total.to(costs), self._mass.to(costs), count > 0
+        self._total = torch.where(seen, self.decay * total + (1 - self.decay) * costs / count.clamp(min=1), total)
+        self._mass = torch.where(seen, self.decay * mass + (1 - self.decay), mass)
+
+    def _check(self, present: Tensor) -> None:
+        assert self._total is not None
+        if self._total.shape != present.shape[1:-1]:
+            raise ValueError(
+                f"the decaying average has batch shape {tuple(self._total.shape)} from earlier steps but this step "
+                f"needs {tuple(present.shape[1:-1])}; use a new ELBO or DecayingAverage object for another batch shape"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self._total is None else {"total": self._total, "mass": self._mass}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._total, self._mass = state.get("total"), state.get("mass")
 
 
-def leave_one_out(weighted_cost: Tensor) -> Tensor:
+class LeaveOneOut(Baseline):
     r"""
-    :math:`b^{(m)}_i = \frac{1}{M-1}\sum_{m' \ne m} w^{(m')}_i f^{(m')}_i`, an unbiased estimate of :math:`E_{p_i}[f_i]`
-    that is independent of particle m.
+    The mean over the other particles,
+    :math:`b^{(m)} = \frac{1}{M-1}\sum_{m' \ne m} w^{(m')} f^{(m')}`, an unbiased estimate of the expected cost that is
+    independent of particle m.
 
-    :param weighted_cost: (M, *) with M >= 2 particles.
+    Source: Mnih & Rezende (2016), "Variational inference for Monte Carlo objectives", eq. 7; Kool, van Hoof & Welling
+    (2019), "Buy 4 REINFORCE samples, get a baseline for free!".
 
-    >>> leave_one_out(torch.tensor([[1.0], [2.0], [6.0]]))
+    >>> cost = torch.tensor([[1.0], [2.0], [6.0]])
+    >>> LeaveOneOut().value(cost, torch.ones(3, 1), torch.ones(3, 1, dtype=torch.bool))[0]
     tensor([[4.0000],
             [3.5000],
             [1.5000]])
     """
-    num_particles = weighted_cost.shape[0]
-    return (weighted_cost.sum(0) - weighted_cost) / (num_particles - 1)
+
+    needs_particles = True
+
+    def value(self, cost: Tensor, weight: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+        """:raises ValueError: with one particle."""
+        particles = cost.shape[0]
+        if particles < 2:
+            raise ValueError(f"a leave-one-out baseline needs num_particles >= 2, got {particles}")
+        weighted = weight * cost
+        return (weighted.sum(0) - weighted) / (particles - 1), cost.new_zeros(())
 
 
-class Baselines:
+class Predicted(Baseline):
     """
-    The baselines of all sites, with the running means that they keep between steps.
+    A value that does not come from costs; where it has a gradient, the loss fits it to them.
 
-    All shapes are (M, *batch, n) with M particles in front and the datapoints at ``data_dim``.
+    :param predicted: broadcastable to the shape it predicts.
+    :param per: ``"datapoint"``, (*batch, n): in the balanced objective its sum over the group's present datapoints; or
+        ``"group"``, (*batch): for the balanced objective only. With particles in front, it may know earlier layers.
+    :raises ValueError: on another ``per``; where the shapes do not fit, or the objective has no groups.
     """
 
-    def __init__(self) -> None:
-        self._averages: dict[str, DecayingAverage] = {}
+    def __init__(self, predicted: Tensor, *, per: Literal["datapoint", "group"] = "datapoint") -> None:
+        if per not in ("datapoint", "group"):
+            raise ValueError(f"per must be 'datapoint' or 'group', got {per!r}")
+        self.per = per
+        self._predicted = predicted
 
-    def __call__(
-        self, name: str, options: BaselineOptions, cost: Tensor, weight: Tensor, data_dim: int
-    ) -> tuple[Tensor, Tensor]:
-        """
-        :param cost: f, without gradient.
-        :param weight: w, without gradient.
-        :returns: the baseline b without gradient, broadcastable to ``cost``, and the loss that trains it (a scalar).
-        """
-        baseline, loss = cost.new_zeros(()), cost.new_zeros(())
-        if options.use_decaying_avg_baseline:
-            baseline = baseline + self._decaying_average(name, options.baseline_beta, cost, weight, data_dim)
-        if options.use_leave_one_out_baseline:
-            if cost.shape[0] < 2:
-                raise ValueError(f"site {name!r}: a leave-one-out baseline needs num_particles >= 2")
-            baseline = baseline + leave_one_out(weight * cost)
-        predicted = _predicted(options)
-        if predicted is not None:
-            shape = tuple(cost.shape[1:])
-            try:
-                predicted = predicted.expand(shape)
-            except RuntimeError:
-                raise ValueError(
-                    f"site {name!r}: the baseline has shape {tuple(predicted.shape)} but must broadcast to one number "
-                    f"a datapoint, {shape}"
-                ) from None
+    def predict(self, present: Tensor) -> Tensor:
+        """:returns: the prediction, with gradient; what it says of padding does not matter."""
+        return self._predicted
+
+    def value(self, cost: Tensor, weight: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+        by_datapoint = _per_datapoint(cost, present)
+        if by_datapoint and self.per == "group":
+            raise ValueError(
+                "the baseline predicts one number per group, per='group', but the router objective has one cost per "
+                "datapoint: predict per='datapoint'"
+            )
+        shape = present.shape if self.per == "datapoint" else cost.shape
+        predicted = self.predict(present)
+        try:
+            predicted = predicted.expand(shape)
+        except RuntimeError:
+            raise ValueError(
+                f"the baseline has shape {tuple(predicted.shape)} but must broadcast to one number per {self.per}, "
+                f"{tuple(shape[1:])}"
+            ) from None
+        if self.per == "datapoint":
             # Whatever is said of padding, NaN for one, must not reach a value.
-            predicted = torch.where((weight > 0).any(0), predicted, torch.zeros_like(predicted))
-            # Weighted, the regression is on the router's own distribution of the cost.
-            loss = (weight * (cost - baseline - predicted) ** 2).sum()
-            baseline = baseline + predicted.detach()
+            predicted = torch.where(present, predicted, torch.zeros_like(predicted))
+        error = weight * (cost - (predicted if by_datapoint or self.per == "group" else predicted.sum(-1))) ** 2
+        if not by_datapoint:  # in the units of the router objective's loss, a sum over datapoints
+            error = error / present.sum(-1).clamp(min=1)
+            predicted = predicted.sum(-1) if self.per == "datapoint" else predicted
+        # Weighted, the regression is on the router's own distribution of the cost.
+        return predicted.detach(), error.sum()
+
+
+class Network(Predicted):
+    """
+    A network that predicts the cost from x, and is trained along.
+
+    :param network: (*batch, n, d) -> (*batch, n), or (*batch) with ``per="group"``.
+    :param inputs: (*batch, n, d); zeros take the place of padding.
+    :param per: what it predicts, see :class:`Predicted`.
+    """
+
+    def __init__(
+        self, network: Callable[[Tensor], Tensor], inputs: Tensor, *, per: Literal["datapoint", "group"] = "datapoint"
+    ) -> None:
+        super().__init__(inputs.detach(), per=per)
+        self.network = network
+
+    def predict(self, present: Tensor) -> Tensor:
+        inputs = self._predicted
+        if inputs.shape[-2:-1] == present.shape[-1:]:
+            while present.dim() >= inputs.dim():  # particles, for all of which the network predicts once
+                present = present.any(0)
+            inputs = blank(inputs, present)
+        return self.network(inputs)
+
+
+class Sum(Baseline):
+    """
+    Several baselines, each for what those before it leave of the cost. ``update`` shows each of them the cost itself,
+    so a :class:`DecayingAverage` comes first.
+
+    :raises ValueError: if one that compares particles does not come last: what it is followed by would see, in the
+        costs of others, the particle whose baseline it makes.
+    """
+
+    def __init__(self, *parts: Baseline) -> None:
+        if any(part.needs_particles for part in parts[:-1]):
+            raise ValueError("a baseline that compares particles must come last in a Sum")
+        self.parts = parts
+        self.needs_particles = bool(parts) and parts[-1].needs_particles
+
+    def value(self, cost: Tensor, weight: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+        baseline, loss = cost.new_zeros(()), cost.new_zeros(())
+        for part in self.parts:
+            own, own_loss = part.value(cost - baseline, weight, present)
+            baseline, loss = baseline + own.detach(), loss + own_loss
         return baseline, loss
 
-    def _decaying_average(self, name: str, beta: float, cost: Tensor, weight: Tensor, data_dim: int) -> Tensor:
-        weighted = (weight * cost).mean(0)
-        # An unbiased mean over the router's distribution, over everything but the batch.
-        mean_cost = weighted.mean(data_dim, keepdim=True)
-        average = self._averages.setdefault(name, DecayingAverage(torch.zeros_like(mean_cost)))
-        if average.total.shape != mean_cost.shape:
-            raise ValueError(
-                f"site {name!r}: the decaying average has shape {tuple(average.total.shape)} from earlier steps but "
-                f"this step needs {tuple(mean_cost.shape)}; use a new ELBO object for another batch shape"
-            )
-        value = average.value(beta)
-        average.update(mean_cost, beta)
-        return value
+    def update(self, cost: Tensor, weight: Tensor, present: Tensor) -> None:
+        for part in self.parts:
+            part.update(cost, weight, present)
 
-    def state_dict(self) -> dict[str, dict[str, Any]]:
-        """What a checkpoint has to keep: the running means by site."""
-        return {name: {"total": average.total, "steps": average.steps} for name, average in self._averages.items()}
+    def state_dict(self) -> dict[str, Any]:
+        states = {str(index): part.state_dict() for index, part in enumerate(self.parts)}
+        return {index: state for index, state in states.items() if state}
 
-    def load_state_dict(self, state: dict[str, dict[str, Any]]) -> None:
-        self._averages = {name: DecayingAverage(**average) for name, average in state.items()}
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for index, part in enumerate(self.parts):
+            part.load_state_dict(state.get(str(index), {}))
 
 
-def _predicted(options: BaselineOptions) -> Tensor | None:
-    if options.nn_baseline is not None and options.nn_baseline_input is not None:
-        return options.nn_baseline(options.nn_baseline_input.detach())
-    return None if options.baseline_value is None else torch.as_tensor(options.baseline_value)
+def _per_datapoint(cost: Tensor, present: Tensor) -> bool:
+    return cost.dim() == present.dim()

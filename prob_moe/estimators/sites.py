@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from pyro.poutine import Trace
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
@@ -59,10 +60,18 @@ def data_plate(trace: Trace, name: str, site: Site) -> CondIndepStackFrame:
     return matching[0]
 
 
-def present_datapoints(site: Site, dim: int) -> Tensor | None:
-    """Which datapoints of an assignment site are no padding, lined up with its data plate; None for all of them."""
-    mask = site["fn"].mask
-    return None if mask is None else per_datapoint(mask, dim)
+def present_datapoints(site: Site, dim: int) -> Tensor:
+    """Which datapoints of an assignment site are no padding, bool, lined up with its data plate."""
+    return per_datapoint(present(site), dim)
+
+
+def present(site: Site) -> Tensor:
+    """Which datapoints of an assignment site are no padding, bool (*batch, n)."""
+    routing = site["fn"]
+    if routing.mask is None:
+        return torch.ones(routing.logits.shape[:-1], dtype=torch.bool, device=routing.logits.device)
+    mask: Tensor = routing.mask
+    return mask
 
 
 def per_datapoint(value: Tensor, dim: int) -> Tensor:

@@ -15,9 +15,9 @@ from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_model_guide_match, check_site_shape, warn_if_nan
 from torch import Tensor
 
-from prob_moe.estimators.baselines import BaselineOptions, Baselines
 from prob_moe.estimators.checks import check_baselines, check_dependence
 from prob_moe.estimators.functional import router_surrogate
+from prob_moe.estimators.site_baselines import SiteBaselines
 from prob_moe.estimators.sites import (
     Program,
     Site,
@@ -39,9 +39,10 @@ class RoutedData:
     cost: Tensor
     #: product of the importance weights of all assignment sites, without gradient
     weight: Tensor
-    #: router log-probability log p_i(z_i) and baseline options by assignment site
+    #: by assignment site: router log-probability log p_i(z_i), who is no padding, and the baseline asked for
     log_p: dict[str, Tensor]
-    options: dict[str, BaselineOptions]
+    present: dict[str, Tensor]
+    baselines: dict[str, Any]
     #: the data plate
     frame: CondIndepStackFrame
 
@@ -72,8 +73,9 @@ class TraceRouting_ELBO(Trace_ELBO):
     normalisation), or a site outside the data plate depends on an assignment, the estimate is biased: use the balanced
     objective there (:func:`~prob_moe.estimators.balanced_objective` with Pyro's own ELBOs).
 
-    **Baselines** are read from ``infer={"baseline": {...}}`` of an assignment site, with Pyro's keys and
-    ``use_leave_one_out_baseline``: see :class:`~prob_moe.estimators.BaselineOptions`.
+    **Baselines** are read from ``infer={"baseline": ...}`` of an assignment site: a
+    :class:`~prob_moe.estimators.Baseline`, or Pyro's dict of options with ``use_leave_one_out_baseline``, see
+    :class:`~prob_moe.estimators.BaselineOptions`.
 
     Source: Kool, Maddison & Mnih (2021), "Unbiased Gradient Estimation with Balanced Assignments for Mixtures of
     Experts".
@@ -86,7 +88,7 @@ class TraceRouting_ELBO(Trace_ELBO):
     def __init__(self, *, weighted: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.weighted = weighted
-        self.baselines = Baselines()
+        self.baselines = SiteBaselines()
         self._checked_dependence = False
 
     # Traces ----------------------------------------------------------------------------------------------------------
@@ -210,14 +212,15 @@ class TraceRouting_ELBO(Trace_ELBO):
         if len(set(frames.values())) > 1:
             raise ValueError(f"all assignment sites must share one data plate, got {frames}")
         dim = frame.dim
-        weight, log_p, options, routing_terms = None, {}, {}, []
+        weight, log_p, present, baselines, routing_terms = None, {}, {}, {}, []
         for name, model_site in sites.items():
             # The guide's router is the proposal's where it draws the site; else the model's is.
             site = guide_trace.nodes.get(name, model_site)
             own = per_datapoint(self._weights(site), dim)
             weight = own if weight is None else weight * own
             log_p[name] = per_datapoint(site["fn"].router_log_prob(site["value"]), dim)
-            options[name] = BaselineOptions.of(name, site, present_datapoints(site, dim))
+            present[name] = present_datapoints(site, dim)
+            baselines[name] = site["infer"].get("baseline")
             if site is not model_site:
                 prior = per_datapoint(model_site["fn"].router_log_prob(model_site["value"]), dim)
                 routing_terms += [_scaled(prior, model_site, frame), -_scaled(log_p[name], site, frame)]
@@ -227,7 +230,7 @@ class TraceRouting_ELBO(Trace_ELBO):
         # Where the weight is 0, nothing counts: not even an infinite cost.
         cost = torch.where(weight > 0, cost, torch.zeros_like(cost))
         stack = (*next(iter(sites.values()))["cond_indep_stack"], frame)
-        return RoutedData(cost, weight, log_p, options, frame), stack
+        return RoutedData(cost, weight, log_p, present, baselines, frame), stack
 
     def _weights(self, site: Site) -> Tensor:
         routing, value = site["fn"], site["value"]
@@ -237,9 +240,13 @@ class TraceRouting_ELBO(Trace_ELBO):
 
     def _routed_surrogate(self, data: RoutedData) -> Tensor:
         cost, scores, losses = data.cost.detach(), [], torch.zeros((), dtype=data.cost.dtype, device=data.cost.device)
+        # Baselines have the datapoints last, wherever their plate stands.
+        dim = data.frame.dim
+        costs, weights = cost.movedim(dim, -1), data.weight.movedim(dim, -1)
         for name, log_p in data.log_p.items():
-            baseline, baseline_loss = self.baselines(name, data.options[name], cost, data.weight, data.frame.dim)
-            scores.append((log_p, baseline))
+            present = data.present[name].expand(cost.shape).movedim(dim, -1)
+            baseline, baseline_loss = self.baselines(name, data.baselines[name], costs, weights, present)
+            scores.append((log_p, baseline.movedim(-1, dim)))
             losses = losses + baseline_loss
         return router_surrogate(data.cost, data.weight, scores).sum() - losses
 
@@ -282,7 +289,8 @@ def _stack(particles: list[RoutedData]) -> RoutedData:
         cost=torch.stack([p.cost for p in particles]),
         weight=torch.stack([p.weight for p in particles]),
         log_p={name: torch.stack([p.log_p[name] for p in particles]) for name in particles[0].log_p},
+        present={name: torch.stack([p.present[name] for p in particles]) for name in particles[0].present},
         # One network predicts for all particles.
-        options=particles[0].options,
+        baselines=particles[0].baselines,
         frame=particles[0].frame,
     )

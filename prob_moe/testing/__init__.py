@@ -1,5 +1,6 @@
 """For people who add an assignment distribution or an estimator: one call tells whether it is right."""
 
+from prob_moe.testing.baselines import check_baseline
 from prob_moe.testing.clauses import CLAUSES
 from prob_moe.testing.contract import ClauseResult, ContractError, ContractReport, check_assignment_distribution
 from prob_moe.testing.exact import exact_balanced_objective, exact_router_objective
@@ -17,6 +18,7 @@ __all__ = [
     "Slope",
     "central_difference",
     "check_assignment_distribution",
+    "check_baseline",
     "exact_balanced_objective",
     "exact_router_objective",
     "gradient_report",
