@@ -186,7 +186,7 @@ def interior_point(
     z, g = np.ones((n, k)), np.ones((n, k))
     value, _ = _sums(p, r, z, g, rows, load)
     allowed = (p > 0.0).sum()
-    mu = 0.1 * value / allowed
+    mu = value / allowed
     for i in range(n):
         for j in range(k):
             z[i, j] = mu / r[i, j]
@@ -194,12 +194,12 @@ def interior_point(
     v, stiffness, lack = np.zeros(n), np.zeros(n), np.empty(n)
     u, v_step, u_step = np.zeros(k), np.zeros(n), np.zeros(k)
     if not exact_rows:
-        v[:] = np.maximum(sums - rows, 0.1 * sums)
-        alpha[:] = np.maximum(alpha, mu / v)
+        alpha[:] = np.maximum(alpha, mu / np.maximum(sums - rows, 0.1 * sums))
+        v[:] = mu / alpha
     for j in range(k):
         if not full[j]:
-            u[j] = max(slots[j] - load[j], 0.1 * slots[j], 1e-3)
-            beta[j] = max(beta[j], mu / u[j])
+            beta[j] = max(beta[j], mu / max(slots[j] - load[j], 0.1 * slots[j], 1e-3))
+            u[j] = mu / beta[j]  # all products alike: a centred start
     hessian, rhs, beta_step = np.empty((k, k)), np.empty(k), np.empty(k)
     weight, shift, alpha_step, r_step = np.empty(n), np.empty(n), np.empty(n), np.empty((n, k))
     size, centring = 0.0, 0.5

@@ -37,17 +37,20 @@ def exact_sums(r: np.ndarray, sums: np.ndarray, slots: np.ndarray, full: np.ndar
     n, k = r.shape
     load, lack, gain, target = np.empty(k), np.empty(n), np.empty(k), np.empty(k)
     hessian, x, y, weight = np.empty((k, k)), np.empty(k), np.empty(n), np.empty(n)
+    previous = np.inf
     for _ in range(60):
-        for j in range(k):
-            load[j] = r[:, j].sum()
+        load[:] = 0.0
+        for i in range(n):
+            load += r[i]
         worst = 0.0
         for i in range(n):
             lack[i] = sums[i] - r[i].sum()
             worst = max(worst, abs(lack[i]) / sums[i])
         for j in range(k):
             worst = max(worst, (load[j] - slots[j]) / max(slots[j], 1.0))
-        if worst <= 1e-15 * k:
+        if worst <= 1e-15 * k or (worst <= 1e-12 and worst > 0.5 * previous):  # the rest is rounding
             break
+        previous = worst
         target[:] = np.where(full, slots, np.minimum(load, slots))
         missing = sums.sum() - target.sum()
         room, others = 0.0, 1e-300

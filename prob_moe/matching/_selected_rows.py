@@ -9,7 +9,7 @@ from prob_moe.matching._selected_marginals import interior_point
 from prob_moe.matching._selected_repair import exact_sums, within_bounds
 from prob_moe.matching._several import _hold_best, balance, first_prices
 
-BLEND = 0.2  # part of the start that is even over the experts
+BLEND = 0.4  # part of the start that is even over the experts
 LEAST_TOLERANCE = 1e-11  # below, rounding undoes in the sums what a step gains
 
 
