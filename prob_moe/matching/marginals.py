@@ -72,7 +72,7 @@ def minimum_variance_marginals(
     Σ_j r_ij <= m and α_i >= 0 instead, and what is missing is dropped.
 
     The bounds hold to rounding whatever the convergence: a loose tolerance costs optimality, never unbiasedness.
-    Solved by a barrier method on the dual, for m > 1 by a primal-dual one (3–8 times slower); O(nk²) a step, 6–60
+    Solved by a barrier method on the dual, for m > 1 by a primal-dual one (4–12 times slower); O(nk²) a step, 6–60
     steps; compiled, parallel over the batch, in float64 on the CPU. Device and dtype of the result are those of
     ``logits`` (float32 for half precision); in float32 the marginals are rounded to float32, so pass
     ``logits.double()`` where the bounds shall hold beyond 1e-6. No gradient flows.
