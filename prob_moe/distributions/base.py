@@ -8,12 +8,14 @@ from pyro.ops.provenance import detach_provenance
 from pyro.poutine.util import is_validation_enabled
 from torch import Tensor
 
+from prob_moe._copies import copy_off_the_graph
 from prob_moe._transforms import untraced
 from prob_moe.distributions.capacity import check_capacity_values, check_room, describe_capacity, resolve_capacity
 from prob_moe.distributions.draw import AnyDraw, Draw, attach, draw_of
 from prob_moe.distributions.noise import Generators, gumbel_noise_like
 from prob_moe.distributions.stock_elbos import refuse_stock_elbos
 from prob_moe.distributions.support import AssignmentConstraint, expert_counts, router_choices, router_logits
+from prob_moe.distributions.undefined import no_entropy, no_log_prob, only_provenance_is_asked_for
 from prob_moe.matching import solve_partial_assignment
 
 
@@ -156,6 +158,9 @@ class AssignmentDistribution(TorchDistribution):
         draw: Tensor = super().__call__(sample_shape)
         return draw
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "AssignmentDistribution":
+        return copy_off_the_graph(self, memo)
+
     def __repr__(self) -> str:
         shape = tuple(self.logits.shape)
         return f"{type(self).__name__}(logits of shape {shape}, capacity={describe_capacity(self.capacity)})"
@@ -247,6 +252,27 @@ class AssignmentDistribution(TorchDistribution):
     def mode(self) -> Tensor:
         """The deterministic assignment used for serving, long (*batch, n)."""
         raise NotImplementedError(f"{type(self).__name__} defines no mode")
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """
+        The joint log-probability of an assignment.
+
+        :returns: nats, (*sample, *batch), differentiable in the logits.
+        :raises NotImplementedError: where a procedure defines none; it says what works without.
+        """
+        if only_provenance_is_asked_for():
+            return self.router_log_prob(value).sum(-1)  # depends on what the law depends on
+        raise no_log_prob(type(self).__name__)
+
+    def entropy(self) -> Tensor:
+        """
+        The entropy -E[log P(Z)] of the joint law.
+
+        :returns: nats, (*batch), differentiable in the logits.
+        :raises NotImplementedError: where it is not known exactly.
+        """
+        instead = "entropy_estimate" if hasattr(self, "entropy_estimate") else None
+        raise no_entropy(type(self).__name__, instead)
 
     def score_function(self, value: Tensor) -> Tensor:
         r"""

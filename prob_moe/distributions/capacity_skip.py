@@ -7,6 +7,7 @@ from torch import Tensor
 
 from prob_moe.distributions.base import AssignmentDistribution
 from prob_moe.distributions.draw import Draw
+from prob_moe.distributions.entropy import skip_entropy
 from prob_moe.distributions.enumeration import enumerate_skips
 from prob_moe.distributions.noise import Generators, uniform_noise
 from prob_moe.distributions.support import expert_counts, router_choices
@@ -58,6 +59,13 @@ class CapacitySkip(AssignmentDistribution):
         log_prob = log_p.sum(-1) - log_ways.to(log_p.dtype)
         # Who is dropped although there was room, or processed beyond it, is not of this procedure.
         return log_prob.masked_fill((processed != kept).any(-1), -torch.inf)
+
+    def entropy(self) -> Tensor:
+        r"""
+        :math:`\sum_i H(p_i) + \sum_j E[\log\binom{n_j}{\min(c, n_j)}]`, exact, with the Poisson-binomial law of the
+        :math:`n_j`. Cost :math:`O(kn \log^2 n)`.
+        """
+        return skip_entropy(self.logits, self.capacity, self.mask).to(self._wide)
 
     def log_weights(self, value: Tensor) -> Tensor:
         overflow = (self._chosen_counts(value).double() / self.capacity.unsqueeze(-1)).clamp(min=1.0).log()

@@ -132,12 +132,6 @@ class DependentRounding(AssignmentDistribution):
         rounded = [dependent_rounding(part, capacity=c, generator=source) for part, c, source in parts]
         return torch.stack(rounded).view(r.shape[:-1])
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        raise NotImplementedError(
-            "DependentRounding has no tractable joint log_prob. For the router objective, TraceRouting_ELBO works "
-            "without it; for the balanced objective use GumbelMatching or CapacitySkip"
-        )
-
     def log_weights(self, value: Tensor) -> Tensor:
         with torch.no_grad():
             log_w = self.logits.double().log_softmax(-1) - self.log_marginals

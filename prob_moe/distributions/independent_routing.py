@@ -7,6 +7,7 @@ from torch import Tensor
 
 from prob_moe.distributions.base import AssignmentDistribution
 from prob_moe.distributions.draw import Draw
+from prob_moe.distributions.entropy import choice_entropy
 from prob_moe.distributions.enumeration import enumerate_choices
 from prob_moe.distributions.noise import Generators
 
@@ -40,6 +41,9 @@ class IndependentRouting(AssignmentDistribution):
         if self._validate_args:
             self._validate_sample(value)
         return self.router_log_prob(value).sum(-1)
+
+    def entropy(self) -> Tensor:
+        return choice_entropy(self.logits, self.mask).to(self._wide)
 
     def log_weights(self, value: Tensor) -> Tensor:
         return torch.zeros_like(value, dtype=self.logits.dtype).masked_fill(value < 0, -torch.inf)

@@ -62,6 +62,10 @@ class _ScoreOnlyMessenger(Messenger):
             msg["fn"] = ScoreOnly(msg["fn"])
 
 
+def _is_not_scored(msg: Site) -> bool:  # a function with a name can be pickled
+    return not isinstance(msg["fn"], ScoreOnly)
+
+
 class OwnProcedures:
     """
     A guide that draws the assignment sites of a model from their own procedures, by running the model.
@@ -70,7 +74,7 @@ class OwnProcedures:
     """
 
     def __init__(self, scored: Program) -> None:
-        self._draw = poutine.block(scored, expose_fn=lambda msg: isinstance(msg["fn"], ScoreOnly))
+        self._draw = poutine.block(scored, hide_fn=_is_not_scored)
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:
         self._draw(*args, **kwargs)

@@ -2,11 +2,12 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from prob_moe._copies import copy_off_the_graph
 from prob_moe.distributions.base import check_logit_values, check_logits, check_mask
 from prob_moe.distributions.capacity import resolve_capacity
 from prob_moe.experts import BatchedExperts
@@ -21,6 +22,9 @@ class Routing(ABC):
     """
 
     loss: Tensor
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Routing":
+        return copy_off_the_graph(self, memo)
 
     @abstractmethod
     def output(self, experts: BatchedExperts, x: Tensor) -> Tensor:

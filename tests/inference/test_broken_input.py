@@ -57,7 +57,7 @@ def refused(*arguments: str) -> str:
         (["digits", "--estimator", "balanced", "--baseline", "neural"], "baseline neural does not apply"),
         (
             ["digits", "--estimator", "balanced", "--assignment", "dependent-rounding"],
-            "DependentRounding has no tractable joint log_prob",
+            "DependentRounding has no joint log_prob",
         ),
         (["piecewise", "--num-layers", "2"], "the piecewise task has one layer"),
         (["digits", "--device", "abacus"], "device 'abacus' cannot be used"),
