@@ -11,6 +11,7 @@ from torch import Tensor
 from inference.gradients.estimators import GradientEstimator, Objective, exact_router_gradient
 from inference.gradients.problem import MAX_CHOICES, Problem, Setting, parameters
 from prob_moe.testing import GradientRow
+from prob_moe.testing.report import why_withheld
 
 #: copies of the problem side by side, each of which gives a draw, and the elements that limit them
 COPIES = 250
@@ -72,6 +73,9 @@ def compare(
       distance by the norm of the exact gradient; ``bias_fraction_se``: what an unbiased estimator would show by chance.
       ``mean_cosine`` of single draws and ``cosine_of_mean`` with the exact gradient. All NaN where the exact gradient
       of the objective cannot be had. ``router_...``: the same against the router objective.
+    * ``weight_pareto_k``: shape of the tail of the importance weights by their law, minus infinity where they are
+      bounded or there are none. ``withheld``: whether there is no verdict on the bias, because by that law the weights
+      have no variance: neither standard errors nor ``variance`` mean anything.
     * ``variance``: trace of the covariance of one draw, nats², times particles (so at equal cost) by datapoints.
       ``relative_variance``: by that of independent routing with the same baseline, for the router objective.
 
@@ -90,7 +94,9 @@ def compare(
             exact = exact_router if estimator.objective is Objective.ROUTER else estimator.exact(problem)
             # Two draws tell whether they are equal.
             draws = gradient_draws(problem, estimator, 2 if estimator.deterministic else num_samples, seed)
+            law = estimator.weight_pareto_k(problem)
             common = {"varies": varies, **asdict(setting), "capacity": setting.capacity}
+            common |= {"weight_pareto_k": float("nan") if law is None else law, "withheld": bool(why_withheld(law))}
             rows += [common | row for row in _rows(estimator, setting, draws, exact, exact_router)]
             advance(estimator.name)
     return _with_relative_variance(pd.DataFrame(rows))

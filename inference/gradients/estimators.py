@@ -1,5 +1,6 @@
 """The estimators that are compared: each gives a loss whose gradient is one draw for every copy of the problem."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -57,6 +58,21 @@ class Baseline(StrEnum):
     ABSENT = ""
 
 
+def no_weights(problem: Problem) -> float:
+    """The Pareto shape of weights that are all 1."""
+    return -math.inf
+
+
+def pareto_shape(procedure: Procedure) -> Callable[[Problem], float | None]:
+    """Of a procedure's importance weights on a problem, by their law."""
+
+    def law(problem: Problem) -> float | None:
+        logits = problem.x.new_zeros(problem.setting.n, problem.setting.k)
+        return procedure(logits, capacity=problem.setting.capacity).weight_pareto_k
+
+    return law
+
+
 @dataclass(frozen=True)
 class GradientEstimator:
     """
@@ -69,6 +85,7 @@ class GradientEstimator:
     :param warm_up: steps before the first gradient, for baselines that remember.
     :param deterministic: whether all draws are equal.
     :param biased: whether it is known to be biased for its objective.
+    :param weight_pareto_k: from a problem to the Pareto shape of the importance weights, by their law; None if unknown.
     """
 
     name: str
@@ -80,6 +97,7 @@ class GradientEstimator:
     warm_up: int = 0
     deterministic: bool = False
     biased: bool = False
+    weight_pareto_k: Callable[[Problem], float | None] = no_weights
 
 
 # The router objective ------------------------------------------------------------------------------------------------
@@ -116,6 +134,7 @@ def routing_estimator(
         particles=particles,
         warm_up=WARM_UP if baseline is Baseline.DECAYING else 0,
         biased=not weighted if biased is None else biased,
+        weight_pareto_k=pareto_shape(procedure) if weighted else no_weights,
     )
 
 

@@ -86,9 +86,10 @@ def biases(frame: pd.DataFrame) -> Figure:
     figure, axes = plt.subplots(1, 2, figsize=(10, 1.8 + 0.2 * len(groups)), sharey=True, layout="constrained")
     axes[0].axvspan(0, BAND, color="C2", alpha=0.15, linewidth=0, label=f"within {BAND} standard errors")
     # Where infinity is drawn.
-    largest = 3 * max(10 * BAND, float(rows.bias_se.replace(np.inf, np.nan).max()))
+    largest = 3 * max(10 * BAND, float(rows.bias_se.where(~rows.withheld).replace(np.inf, np.nan).max()))
     for line, (_, group) in enumerate(groups):
-        _dots(axes[0], group.bias_se, line, group.biased.iloc[0], largest)
+        # Weights of infinite variance leave no standard error.
+        _dots(axes[0], group.bias_se[~group.withheld], line, group.biased.iloc[0], largest)
         chance = group.bias_fraction_se[group.bias_fraction_se > 0]
         axes[1].scatter(chance, [line] * len(chance), marker="|", color="0.6", s=30)
         _dots(axes[1], group.bias_fraction, line, group.biased.iloc[0], np.inf)
@@ -99,7 +100,9 @@ def biases(frame: pd.DataFrame) -> Figure:
         axis.set_axisbelow(True)
     axes[0].set_yticks(range(len(groups)), [_label(*key) for key, _ in groups], fontsize=7)
     axes[0].set(xscale="symlog", xlim=(0, 1.5 * largest), ylim=(len(groups) - 0.5, -0.5))
-    axes[0].set_xlabel("bias of the worst coordinate, standard errors\n(▶: a gradient without noise that misses)")
+    axes[0].set_xlabel(
+        "bias of the worst coordinate, standard errors\n(▶: no noise, and misses; where withheld, no dot)"
+    )
     axes[0].legend(loc="upper right", fontsize=8)
     axes[1].set(xscale="log")
     axes[1].set_xlabel("|mean − exact| / |exact|\n(grey ticks: what chance alone gives)")

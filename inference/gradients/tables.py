@@ -12,6 +12,9 @@ from rich.table import Table
 SHOWN_BASELINE = "decaying"
 
 
+#: the word in the place of a bias in standard errors, of weights whose law leaves them none
+WITHHELD = "withheld"
+
 #: titles of the tables, in this order
 OBJECTIVES = {
     "router": "Router objective Σ E f_i(z_i), z_i from the router",
@@ -41,7 +44,8 @@ BASE_LEGEND = (
     "errors (s.e.); its norm in % of the exact gradient's, ± what chance alone gives; the same to the router "
     "objective. Cosine: mean of single draws. Variance: trace, nats² per datapoint, at equal cost (doubled for "
     "leave-one-out, whose draws take two particles); ratio to independent routing with the same baseline. ∞: a "
-    "gradient without noise that misses. —: unknown or undefined."
+    "gradient without noise that misses. —: unknown or undefined. Withheld: by their law, the importance weights have "
+    "infinite variance (Pareto shape k of at least 0.5), so that no number of draws tells; nor is the variance one."
 )
 
 
@@ -50,18 +54,23 @@ def _objective_table(rows: pd.DataFrame, title: str) -> Table:
     table.add_column("estimator, baseline", min_width=28)
     for header in ("bias,\ns.e.", "bias,\n%", "router,\n%", "cosine", "variance", "ratio"):
         table.add_column(header, justify="right")
+    # The law of the weights, where some have a heavy tail.
+    heavy = bool((rows.weight_pareto_k > 0).any())
+    if heavy:
+        table.add_column("k", justify="right")
     for estimator, group in rows.groupby("estimator", sort=False):
         if group.baseline.iloc[0]:
             table.add_row(str(estimator))
         for row in group.itertuples():
-            table.add_row(f"  {row.baseline}" if row.baseline else str(estimator), *_numbers(row))
+            law = [f"{row.weight_pareto_k:.2g}" if row.weight_pareto_k > 0 else ""] if heavy else []
+            table.add_row(f"  {row.baseline}" if row.baseline else str(estimator), *_numbers(row), *law)
     return table
 
 
 def _numbers(row: Any) -> list[str]:
     chance = f" ± {100 * row.bias_fraction_se:.0f}" if row.bias_fraction_se > 0 else ""
     return [
-        number(row.bias_se, ".1f"),
+        WITHHELD if row.withheld else number(row.bias_se, ".1f"),
         number(100 * row.bias_fraction, ".0f") + chance,
         number(100 * row.router_bias_fraction, ".0f"),
         number(row.mean_cosine, ".2f"),
@@ -80,19 +89,22 @@ def settings_table(frame: pd.DataFrame) -> Table:
         collapse_padding=True,
         title=f"All settings, router objective: variance by that of independent routing, baseline {SHOWN_BASELINE}",
         caption="Last columns: bias of the router's worst coordinate, in standard errors, over all baselines: largest "
-        "of the unbiased estimators, range of the biased twins.",
+        "of the unbiased estimators, range of the biased twins. Withheld: of these the weights have infinite variance.",
     )
     table.add_column("setting")
     for header in (*unbiased, "unbiased,\ns.e.", "twins,\ns.e."):
         table.add_column(header, justify="right")
+    if rows.withheld.any():
+        table.add_column(WITHHELD)
     for (varies, setting), group in by_setting(rows):
         ratios = group[group.baseline == SHOWN_BASELINE].set_index("estimator").relative_variance
-        honest, twins = group[~group.biased].bias_se, group[group.biased].bias_se
+        honest, twins = group[~group.biased & ~group.withheld].bias_se, group[group.biased].bias_se
         table.add_row(
             varies if varies in ("base", "small") else f"{varies} {setting[varies]:g}",
             *(number(ratios[name], ".2f") for name in unbiased),
             f"≤ {number(honest.max(), '.1f')}",
             f"{number(twins.min(), '.1f')} – {number(twins.max(), '.1f')}",
+            *([", ".join(group[group.withheld].estimator.unique())] if rows.withheld.any() else []),
         )
     return table
 

@@ -44,11 +44,19 @@ class RoutingView:
         return float(pareto_k(torch.as_tensor(self.weights))) if len(self.weights) >= LEAST_WEIGHTS else math.nan
 
     @property
+    def pareto_k_law(self) -> float | None:
+        """The heaviest tail of the layers' weights, by the law of their procedures; None where one has no law."""
+        laws = [routing.weight_pareto_k for routing, _ in self.draws.values()]
+        return None if None in laws else max(law for law in laws if law is not None)
+
+    @property
     def weights_in_words(self) -> str:
         """The numbers above, for a caption."""
         shape = self.pareto_k
         tail = f"Pareto k {shape:.2f}" if math.isfinite(shape) else "no tail that a Pareto k could be fitted to"
-        return f"effective sample size {self.ess:.2f}, {self.zeros:.1%} zeros, {tail}"
+        law = self.pareto_k_law
+        by_law = f" (by the law {law:.2g}{': infinite variance' if law >= 0.5 else ''})" if law and law > 0 else ""
+        return f"effective sample size {self.ess:.2f}, {self.zeros:.1%} zeros, {tail}{by_law}"
 
     @property
     def zeros(self) -> float:

@@ -119,8 +119,9 @@ def _last_routing(run: Run, seed: int) -> dict[str, dict[str, Any]]:
     }
 
 
-def _weights(view: RoutingView) -> dict[str, float]:
-    return {"n": len(view.weights), "ess": view.ess, "zeros": view.zeros, "pareto_k": view.pareto_k}
+def _weights(view: RoutingView) -> dict[str, float | None]:
+    numbers = {"n": len(view.weights), "ess": view.ess, "zeros": view.zeros, "pareto_k": view.pareto_k}
+    return numbers | {"pareto_k_law": view.pareto_k_law}
 
 
 def _by_seed(run: Run, name: str) -> dict[str, float]:

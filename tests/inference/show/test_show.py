@@ -130,7 +130,7 @@ def test_overwriting_a_run_takes_its_report_along(run: Path) -> None:
 def test_a_run_that_cannot_be_written_to_is_shown_elsewhere(run: Path, tmp_path: Path) -> None:
     code, _, message = show(str(run), "--out", str(tmp_path / "no" / "report.html"))
     assert (code, message.count("\n")) == (2, 1)
-    assert "No such file or directory" in message
+    assert "--out must be a file in a folder that exists" in message
     assert show(str(run), "--out", str(tmp_path / "report.html"))[0] == 0
     assert not (run / "report.html").exists()
 
