@@ -8,7 +8,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from prob_moe.distributions import AssignmentDistribution
-from prob_moe.distributions.base import check_mask
+from prob_moe.distributions.checks import check_mask
 from prob_moe.distributions.support import router_choices
 from prob_moe.estimators.baselines import Baseline, Network
 from prob_moe.estimators.site_baselines import check_baseline_options

@@ -10,9 +10,17 @@ from torch import Tensor
 
 from prob_moe._copies import copy_off_the_graph
 from prob_moe._transforms import untraced
-from prob_moe.distributions.capacity import check_capacity_values, check_room, describe_capacity, resolve_capacity
+from prob_moe.distributions.capacity import (
+    check_all_selected,
+    check_capacity_values,
+    check_room,
+    describe_capacity,
+    resolve_capacity,
+)
+from prob_moe.distributions.checks import check_logit_values, check_logits, check_mask, check_num_selected, check_value
 from prob_moe.distributions.draw import AnyDraw, Draw, attach, draw_of
 from prob_moe.distributions.noise import Generators, gumbel_noise_like
+from prob_moe.distributions.sets import code_dropped, entries_of
 from prob_moe.distributions.stock_elbos import refuse_stock_elbos
 from prob_moe.distributions.support import AssignmentConstraint, expert_counts, router_choices, router_logits
 from prob_moe.distributions.undefined import no_entropy, no_log_prob, only_provenance_is_asked_for
@@ -31,9 +39,15 @@ class AssignmentDistribution(TorchDistribution):
     * entry ``~e`` = -e-1: the router chose e, and the datapoint was dropped;
     * entry -1 where ``mask`` is False: padding, which takes no part.
 
+    With ``num_selected`` = m the value is ``sample_shape + batch_shape + (m, n)``: m distinct experts e of every
+    datapoint in ascending order, dropped or not, each coded so.
+
     Every procedure is also a proposal for independent routing: for each datapoint i and every function g,
 
-    .. math:: E[w_i\, g(z_i)] = E_{z \sim p_i}[g(z)], \qquad w = \texttt{importance\_weights}(\texttt{value}).
+    .. math:: E\Big[\sum_j w_{ij}\, g(z_{ij})\Big] = E_{z \sim p_i}[g(z)],
+        \qquad w = \texttt{importance\_weights}(\texttt{value}),
+
+    the sum over the experts of the datapoint, one or m.
 
     A subclass defines :meth:`draw` and :attr:`mode`, and, where they exist, :meth:`log_prob` and
     :meth:`enumerate_support`; where weights follow from a value alone, :meth:`log_weights`. Instead of a draw that
@@ -43,13 +57,15 @@ class AssignmentDistribution(TorchDistribution):
     :param capacity: the most datapoints that one expert can process: a positive int, or a long tensor (*batch) with a
         number for every batch element.
     :param capacity_factor: instead of ``capacity``: :math:`c_b = \max(1, \lceil \mathrm{factor} \cdot n_b / k \rceil)`
-        where batch element b has :math:`n_b` datapoints, padding not counted. So the law of a batch element is the same
-        alone and beside longer ones.
+        where batch element b has :math:`n_b` datapoints, padding not counted, and :math:`m n_b` with m experts for
+        each. So the law of a batch element is the same alone and beside longer ones.
+    :param num_selected: m, how many distinct experts every datapoint gets, from 1 to k; None for one expert and values
+        without the dimension of the m.
     :param mask: bool, broadcastable to (*batch, n); False marks padding, which takes no capacity.
     :param validate_args: whether to check values, at the cost of a synchronisation of the device; by default as
         ``pyro.enable_validation`` says.
-    :raises ValueError: on logits of a wrong dtype or shape, NaN, a datapoint without an allowed expert, or, where
-        nobody can be dropped, more datapoints than the experts can process.
+    :raises ValueError: on logits of a wrong dtype or shape, NaN, a datapoint with fewer allowed experts than it needs,
+        m = k with a capacity below n, or, where nobody can be dropped, more datapoints than the experts can process.
     """
 
     arg_constraints = {"logits": router_logits}  # noqa: RUF012  (torch's form)
@@ -65,28 +81,33 @@ class AssignmentDistribution(TorchDistribution):
         *,
         capacity: int | Tensor | None = None,
         capacity_factor: float | None = None,
+        num_selected: int | None = None,
         mask: Tensor | None = None,
         validate_args: bool | None = None,
     ) -> None:
         check_logits(logits)
-        batch_shape, num_datapoints = logits.shape[:-2], logits.shape[-2]
+        check_num_selected(num_selected, logits.shape[-1])
+        #: m, the experts of every datapoint; None where values have no dimension for them
+        self.num_selected = num_selected
         self.mask = check_mask(mask, logits)
         # Whatever stands in padding, NaN for one, must not reach a value or a gradient.
         self.logits = logits if self.mask is None else logits.masked_fill(~self.mask.unsqueeze(-1), 0.0)
         # torch would check `arg_constraints` too, with a message that cannot say what is wrong.
-        super().__init__(batch_shape, torch.Size([num_datapoints]), validate_args=False)
+        super().__init__(*self.infer_shapes(logits.shape, num_selected=num_selected), validate_args=False)
         # Pyro's switch, not torch's, which torch.compile turns off for the whole process.
         self._validate_args = is_validation_enabled() if validate_args is None else validate_args
         self._set_capacity(capacity, capacity_factor)
         if self._validate_args:
-            check_logit_values(self.logits)
+            check_logit_values(self.logits, num_selected or 1)
 
     def _set_capacity(self, capacity: int | Tensor | None, factor: float | None) -> None:
         try:
             #: the most datapoints that one expert processes, long (*batch); None where there is no limit
-            self.capacity, self._largest = resolve_capacity(capacity, factor, self.logits, self.mask)
+            self.capacity, self._largest = resolve_capacity(
+                capacity, factor, self.logits, self.mask, self.num_selected or 1
+            )
             if self.capacity is None:
-                if self.limited:
+                if self.limited and not self._may_lack_capacity:
                     raise ValueError("one of capacity and capacity_factor is needed")
                 return
             if self._validate_args:
@@ -95,6 +116,8 @@ class AssignmentDistribution(TorchDistribution):
                 self.capacity, self._largest = None, None
             elif not self.drops:
                 check_room(self.capacity, self._largest, self.logits, self.mask, look=self._validate_args)
+            elif self.num_selected == self.num_experts:
+                check_all_selected(self.capacity, self._largest, self.logits, self.mask, look=self._validate_args)
         except ValueError as error:
             raise ValueError(f"{type(self).__name__}: {error}") from None
 
@@ -109,12 +132,17 @@ class AssignmentDistribution(TorchDistribution):
     @property
     def num_datapoints(self) -> int:
         """n"""
-        return self.event_shape[0]
+        return self.event_shape[-1]
 
     @property
     def num_experts(self) -> int:
         """k"""
         return self.logits.shape[-1]
+
+    @property
+    def _may_lack_capacity(self) -> bool:
+        """Whether a procedure that keeps to a capacity has a meaning without one."""
+        return False
 
     @property
     def slots(self) -> int:
@@ -130,18 +158,22 @@ class AssignmentDistribution(TorchDistribution):
 
     @property
     def support(self) -> AssignmentConstraint:
-        return AssignmentConstraint(self.num_experts, self.capacity, self.drops, self.mask)
+        return AssignmentConstraint(self.num_experts, self.capacity, self.drops, self.mask, self.num_selected)
 
     @classmethod
-    def infer_shapes(cls, logits: torch.Size, **kwargs: Any) -> tuple[torch.Size, torch.Size]:
+    def infer_shapes(
+        cls, logits: torch.Size, *, num_selected: int | None = None, **kwargs: Any
+    ) -> tuple[torch.Size, torch.Size]:
         """:returns: batch shape and event shape for logits of a given shape."""
-        return torch.Size(logits[:-2]), torch.Size(logits[-2:-1])
+        several = () if num_selected is None else (num_selected,)
+        return torch.Size(logits[:-2]), torch.Size((*several, *logits[-2:-1]))
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "AssignmentDistribution":
         new = self._get_checked_instance(type(self), _instance)
         batch_shape = torch.Size(batch_shape)
         new.logits = self.logits.expand(batch_shape + self.logits.shape[-2:])
-        new.mask = None if self.mask is None else self.mask.expand(batch_shape + self.event_shape)
+        new.mask = None if self.mask is None else self.mask.expand(batch_shape + self.event_shape[-1:])
+        new.num_selected = self.num_selected
         new.capacity = None if self.capacity is None else self.capacity.expand(batch_shape)
         new._largest = self._largest
         super(AssignmentDistribution, new).__init__(batch_shape, self.event_shape, validate_args=False)
@@ -163,29 +195,50 @@ class AssignmentDistribution(TorchDistribution):
 
     def __repr__(self) -> str:
         shape = tuple(self.logits.shape)
-        return f"{type(self).__name__}(logits of shape {shape}, capacity={describe_capacity(self.capacity)})"
+        several = "" if self.num_selected is None else f", num_selected={self.num_selected}"
+        return f"{type(self).__name__}(logits of shape {shape}, capacity={describe_capacity(self.capacity)}{several})"
 
     # What a value says -----------------------------------------------------------------------------------------------
 
     def processed(self, value: Tensor) -> Tensor:
-        """:returns: which datapoints are processed by an expert, bool (*, n)."""
+        """:returns: which entries are processed by an expert, bool (*, n) or (*, m, n)."""
         return value >= 0
 
     def loads(self, value: Tensor) -> Tensor:
         """:returns: processed datapoints per expert, long (*, k)."""
-        return expert_counts(router_choices(value), value >= 0, self.num_experts)
+        flat = value if self.num_selected is None else value.flatten(-2)
+        return expert_counts(router_choices(flat), flat >= 0, self.num_experts)
 
     def router_log_prob(self, value: Tensor) -> Tensor:
         r"""
         The router's own log-probability :math:`\log p_i(z_i)` of every choice, dropped or not; 0 for padding.
 
-        :returns: nats, (*, n), differentiable in the logits; in float32 at least.
+        :returns: nats, (*, n) or (*, m, n), differentiable in the logits; in float32 at least.
         """
-        choices = router_choices(value)
         log_p = self.logits.log_softmax(-1, dtype=self._wide)
-        shape = torch.broadcast_shapes(choices.shape, log_p.shape[:-1])
-        picked = log_p.expand(shape + log_p.shape[-1:]).gather(-1, choices.expand(shape).unsqueeze(-1)).squeeze(-1)
-        return picked if self.mask is None else torch.where(self.mask, picked, torch.zeros_like(picked))
+        picked = entries_of(log_p, router_choices(value), self.num_selected)
+        mask = self._entry_mask
+        return picked if mask is None else torch.where(mask, picked, torch.zeros_like(picked))
+
+    def keep_probability(self, value: Tensor) -> Tensor:
+        r"""
+        :math:`\kappa_i`, the probability that datapoint i keeps at least one expert, given what was chosen: 1 where
+        nobody can be dropped, and for padding.
+
+        A mean over datapoints that were not dropped, each divided by its :math:`\kappa_i`, is unbiased.
+
+        :returns: (*, n) in the dtype of the logits, at least float32, without gradient.
+        """
+        if self.drops:
+            raise NotImplementedError(f"{type(self).__name__} does not tell how likely a datapoint is dropped")
+        first = value if self.num_selected is None else value[..., 0, :]
+        return torch.ones_like(first, dtype=self._wide)
+
+    def pair_weights(self, value: Tensor) -> Tensor:
+        """Weights of pairs of selected experts, where their inclusion probabilities are known."""
+        raise NotImplementedError(
+            f"{type(self).__name__} knows no inclusion probabilities of pairs; IndependentRouting and CapacitySkip do"
+        )
 
     # What a procedure defines ----------------------------------------------------------------------------------------
 
@@ -205,25 +258,25 @@ class AssignmentDistribution(TorchDistribution):
         return self._drawn(value, self.importance_weights(value).log())
 
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
-        """:returns: the value of :meth:`draw`, long (*sample, *batch, n), which carries the draw."""
+        """:returns: the value of :meth:`draw`, long (*sample, *batch) + event shape, which carries the draw."""
         return self.draw(torch.Size(sample_shape)).value
 
     def log_weights(self, value: Tensor) -> Tensor:
         """
         The log of the importance weights of a value that this procedure drew, where it follows from the value.
 
-        :returns: nats, (*, n), without gradient; -inf where dropped.
+        :returns: nats, (*, n) or (*, m, n), without gradient; -inf where dropped.
         """
         raise NotImplementedError(f"{type(self).__name__} defines no importance weights for values that carry no draw")
 
     def importance_weights(self, value: Tensor) -> Tensor:
         r"""
-        Weights with :math:`E[w_i g(z_i)] = E_{p_i}[g]` for every g; 0 where the datapoint was dropped or is padding.
+        Weights with :math:`E[\sum_j w_{ij} g(z_{ij})] = E_{p_i}[g]` for every g; 0 where dropped, and for padding.
 
         They are exp(router_log_prob - log_proposal) with the ``log_proposal`` of the draw that the value carries, so a
         value that was drawn under other logits, and is replayed here, has its right weights too.
 
-        :returns: (*, n) in the dtype of the logits, at least float32, without gradient.
+        :returns: (*, n) or (*, m, n) in the dtype of the logits, at least float32, without gradient.
         """
         with torch.no_grad():
             draw = draw_of(value, Draw)
@@ -250,7 +303,7 @@ class AssignmentDistribution(TorchDistribution):
 
     @property
     def mode(self) -> Tensor:
-        """The deterministic assignment used for serving, long (*batch, n)."""
+        """The best assignment at zero noise, long (*batch, n) or (*batch, m, n)."""
         raise NotImplementedError(f"{type(self).__name__} defines no mode")
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -261,7 +314,8 @@ class AssignmentDistribution(TorchDistribution):
         :raises NotImplementedError: where a procedure defines none; it says what works without.
         """
         if only_provenance_is_asked_for():
-            return self.router_log_prob(value).sum(-1)  # depends on what the law depends on
+            # It depends on what the law depends on.
+            return self.router_log_prob(value).sum(tuple(range(-len(self.event_shape), 0)))
         raise no_log_prob(type(self).__name__)
 
     def entropy(self) -> Tensor:
@@ -290,95 +344,45 @@ class AssignmentDistribution(TorchDistribution):
         """The largest sum of log p over the processed datapoints, as many as the experts have slots for: a mode."""
         log_p = detach_provenance(self.logits.detach()).double().log_softmax(-1)
         assert self.capacity is not None
-        assignment = solve_partial_assignment(log_p, self.capacity, mask=self.mask)
-        return self._code_padding(torch.where(assignment >= 0, assignment, ~log_p.argmax(-1)))
+        if self.num_selected is None:
+            assignment = solve_partial_assignment(log_p, self.capacity, mask=self.mask)
+            return self._code_padding(torch.where(assignment >= 0, assignment, ~log_p.argmax(-1)))
+        held = solve_partial_assignment(log_p, self.capacity, num_selected=self.num_selected, mask=self.mask)
+        return self._code_padding(code_dropped(held, log_p))
 
     def _drawn(self, value: Tensor, log_weights: Tensor, kind: type[AnyDraw] = Draw, **known: Any) -> AnyDraw:  # type: ignore[assignment]
         """The draw of a value, attached to it. ``known`` is what else this kind of draw holds."""
         with torch.no_grad():
             # In float64, so that the weights come back to the last bit of their dtype.
             log_proposal = detach_provenance(self.router_log_prob(value).double() - log_weights.double())
-            if self.mask is not None:
-                log_proposal = torch.where(self.mask, log_proposal, torch.zeros_like(log_proposal))
+            mask = self._entry_mask
+            if mask is not None:
+                log_proposal = torch.where(mask, log_proposal, torch.zeros_like(log_proposal))
         return attach(kind(value=value, log_proposal=log_proposal, **known))
 
     def _sample_router(self, sample_shape: torch.Size, generator: Generators = None) -> Tensor:
         """Independent draws z_i ~ p_i by the Gumbel-max trick, long (*sample, *batch, n); 0 for padding."""
-        logits = self.logits.detach()
-        choices = (logits + gumbel_noise_like(logits.expand(sample_shape + logits.shape), generator)).argmax(-1)
+        choices = self._perturbed(sample_shape, generator).argmax(-1)
         return choices if self.mask is None else choices.masked_fill(~self.mask, 0)
 
+    def _perturbed(self, sample_shape: torch.Size, generator: Generators) -> Tensor:
+        """Logits with Gumbel noise, (*sample, *batch, n, k)."""
+        logits = self.logits.detach()
+        return logits + gumbel_noise_like(logits.expand(sample_shape + logits.shape), generator)
+
     def _code_padding(self, value: Tensor) -> Tensor:
-        return value if self.mask is None else value.masked_fill(~self.mask, -1)
+        mask = self._entry_mask
+        return value if mask is None else value.masked_fill(~mask, -1)
 
     def _present(self, like: Tensor) -> Tensor:
-        """Which datapoints are not padding, bool of the shape of ``like`` (*, n)."""
-        return torch.ones_like(like, dtype=torch.bool) if self.mask is None else self.mask.expand(like.shape)
+        """Which entries are not padding, bool of the shape of ``like``, (*, n) or (*, m, n)."""
+        mask = self._entry_mask
+        return torch.ones_like(like, dtype=torch.bool) if mask is None else mask.expand(like.shape)
+
+    @property
+    def _entry_mask(self) -> Tensor | None:
+        """The mask as it meets the entries of a value: (*batch, n) or (*batch, 1, n)."""
+        return self.mask if self.mask is None or self.num_selected is None else self.mask.unsqueeze(-2)
 
     def _validate_sample(self, value: Tensor) -> None:
-        name = type(self).__name__
-        if not isinstance(value, Tensor) or value.dtype != torch.long:
-            kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(f"{name}: value must be a long tensor of expert indices, got {kind}")
-        if value.shape[-1:] != self.event_shape:
-            raise ValueError(
-                f"{name}: value of shape {tuple(value.shape)} must end in n = {self.num_datapoints} datapoints"
-            )
-        try:
-            torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
-        except RuntimeError:
-            raise ValueError(
-                f"{name}: value of shape {tuple(value.shape)} does not broadcast to batch_shape "
-                f"{tuple(self.batch_shape)} + event_shape {tuple(self.event_shape)}"
-            ) from None
-        if not bool(self.support.check(value).all()):
-            raise ValueError(
-                f"{name}: value of shape {tuple(value.shape)} is outside the support {self.support}; "
-                "was it drawn by another distribution?"
-            )
-
-
-def check_logits(logits: Tensor) -> None:
-    """
-    :raises ValueError: if the logits are not floating-point numbers of shape (*batch, n, k).
-    """
-    if not isinstance(logits, Tensor) or not logits.is_floating_point():
-        kind = logits.dtype if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(f"logits must be a tensor of floating-point numbers, got {kind}")
-    if logits.dim() < 2 or logits.shape[-1] < 1:
-        raise ValueError(f"logits must have shape (*batch, n, k) with k >= 1, got {tuple(logits.shape)}")
-
-
-def check_logit_values(logits: Tensor) -> None:
-    """
-    Looks at the values, which waits for the device.
-
-    :raises ValueError: if the logits contain NaN or +inf, or forbid every expert to a datapoint.
-    """
-    if bool(router_logits.check(logits.detach()).all()):
-        return
-    shape = tuple(logits.shape)
-    if bool(torch.isnan(logits).any()):
-        raise ValueError(f"logits of shape {shape} contain NaN")
-    if bool((logits == torch.inf).any()):
-        raise ValueError(f"logits of shape {shape} contain +inf; forbid the other experts with -inf instead")
-    row = (logits == -torch.inf).all(-1).nonzero()[0].tolist()
-    raise ValueError(f"logits of shape {shape} forbid every expert to datapoint {row}: its row is -inf throughout")
-
-
-def check_mask(mask: Tensor | None, logits: Tensor) -> Tensor | None:
-    """
-    :returns: the mask expanded to (*batch, n) of the logits.
-    :raises ValueError: if the mask is not bool, or does not broadcast.
-    """
-    if mask is None:
-        return None
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-        kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-        raise ValueError(f"mask must be a bool tensor, got {kind}")
-    try:
-        return mask.expand(logits.shape[:-1])
-    except RuntimeError:
-        raise ValueError(
-            f"mask of shape {tuple(mask.shape)} does not broadcast to (*batch, n) = {tuple(logits.shape[:-1])}"
-        ) from None
+        check_value(self, value)

@@ -37,11 +37,16 @@ def capacity_from_factor(capacity_factor: float, num_datapoints: int | Tensor, n
 
 
 def resolve_capacity(
-    capacity: int | Tensor | None, capacity_factor: float | None, logits: Tensor, mask: Tensor | None
+    capacity: int | Tensor | None,
+    capacity_factor: float | None,
+    logits: Tensor,
+    mask: Tensor | None,
+    num_selected: int = 1,
 ) -> tuple[Tensor | None, int | None]:
     """
     What ``capacity`` and ``capacity_factor`` mean for logits (*batch, n, k) with a mask (*batch, n) or None.
 
+    :param num_selected: how many experts each datapoint has: the factor counts n m / k.
     :returns: the capacity of every batch element, long (*batch) on the device of the logits, or None where neither is
         given; and the largest capacity that shapes alone tell, padding counted, or None where only the values do.
     :raises ValueError: if both are given, or one is not as it should be. The values of a tensor are not looked at.
@@ -50,9 +55,9 @@ def resolve_capacity(
     if capacity is not None and capacity_factor is not None:
         raise ValueError(f"give capacity or capacity_factor, not both (got {capacity} and {capacity_factor})")
     if capacity_factor is not None:
-        largest = capacity_from_factor(capacity_factor, n, k)
+        largest = capacity_from_factor(capacity_factor, n * num_selected, k)
         if mask is not None:
-            return capacity_from_factor(capacity_factor, mask.sum(-1), k), largest
+            return capacity_from_factor(capacity_factor, mask.sum(-1) * num_selected, k), largest
         return torch.full((), largest, device=logits.device).expand(batch), largest
     if capacity is None:
         return None, None
@@ -100,6 +105,31 @@ def check_room(capacity: Tensor, largest: int | None, logits: Tensor, mask: Tens
         if bool(beyond.any()):
             first = int(beyond.nonzero()[0])
             raise ValueError(_too_many(int(present.flatten()[first]), int(capacity.flatten()[first]), logits))
+
+
+def check_all_selected(
+    capacity: Tensor, largest: int | None, logits: Tensor, mask: Tensor | None, *, look: bool
+) -> None:
+    """
+    Whether every expert can process everybody, where every datapoint selects all of them.
+
+    :param capacity, largest, look: as in :func:`check_room`.
+    :raises ValueError: if a batch element has more datapoints than an expert can process.
+    """
+    n, k = logits.shape[-2:]
+    if mask is None and largest is not None:
+        least, present = largest, n
+    elif look and capacity.numel():
+        everybody = torch.full_like(capacity, n) if mask is None else mask.sum(-1)
+        worst = int((everybody - capacity).argmax())
+        least, present = int(capacity.flatten()[worst]), int(everybody.flatten()[worst])
+    else:
+        return
+    if least < present:
+        raise ValueError(
+            f"num_selected={k} selects all k = {k} experts for every datapoint, but capacity={least} lets an expert "
+            f"process no more than that of n = {present}; select fewer experts, or give a capacity of at least n"
+        )
 
 
 def _too_many(present: int, capacity: int, logits: Tensor) -> str:

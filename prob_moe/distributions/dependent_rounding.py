@@ -8,8 +8,9 @@ from pyro.ops.provenance import detach_provenance
 from torch import Tensor
 
 from prob_moe.distributions.base import AssignmentDistribution
-from prob_moe.distributions.draw import RoundingDraw
+from prob_moe.distributions.draw import RoundingDraw, draw_of
 from prob_moe.distributions.noise import Generators, check_generators
+from prob_moe.distributions.sets import code_dropped, entries_of, most_wanted
 from prob_moe.distributions.support import router_choices
 from prob_moe.matching import dependent_rounding, minimum_variance_marginals, router_marginals
 
@@ -31,6 +32,18 @@ class DependentRounding(AssignmentDistribution):
     experts can make it positive, and more datapoints than slots do: then all experts are full. A dropped entry codes a
     choice drawn from :math:`p_i`. The loads differ by less than 1 from their expectations.
 
+    With ``num_selected`` = m every datapoint gets m distinct experts, :math:`\sum_j r_{ij} = m`, wherever the capacity
+    (:math:`nm \le k \min(c, n)`) and forbidden experts allow it, and
+
+    .. math:: r_{ij} = p_{ij} / \sqrt{\max(\alpha_i + \beta_j, p_{ij}^2)}, \qquad w_{ij} = p_{ij} / r_{ij},
+
+    with :math:`\alpha_i` of either sign: an expert that the router likes enough is among the m for certain. Otherwise
+    :math:`\sum_j r_{ij} \le m`; a datapoint gets ⌊·⌋ or ⌈·⌉ of that, one at least with probability
+    :math:`\kappa_i = \min(1, \sum_j r_{ij})` (:meth:`keep_probability`), and its missing entries code experts that it
+    does not hold, drawn from :math:`p_i` without repetition. Without ``capacity`` there is no limit: r = min(1, p/√α).
+    Which experts go together is the algorithm's own affair and may change between versions: weights and marginals do
+    not depend on it, functions of a whole set do. Probabilities of pairs have no closed form.
+
     The joint probability of a draw has no tractable form: :meth:`log_prob` raises. The router objective does not need
     it (:class:`~prob_moe.estimators.TraceRouting_ELBO`).
 
@@ -42,9 +55,10 @@ class DependentRounding(AssignmentDistribution):
     to approximation algorithms"; the minimum-variance marginals are this library's own.
 
     :param logits: router logits, float (*batch, n, k).
-    :param capacity: the most datapoints that one expert processes.
+    :param capacity: the most datapoints that one expert processes; with ``num_selected`` None for no limit.
+    :param num_selected: m, from 1 to k; None for one expert per datapoint in values of shape (*, n).
     :param marginals: ``"minimum_variance"``, or ``"router"``: p itself, its overflow skipped and corrected,
-        :math:`r_{ij} = p_{ij} \min(1, c / \sum_i p_{ij})`.
+        :math:`r_{ij} = p_{ij} \min(1, c / \sum_i p_{ij})`, for one expert per datapoint within a capacity.
     :param initial_prices: ``expert_prices`` of an earlier, similar problem, to start the dual from.
 
     >>> _ = torch.manual_seed(0)
@@ -55,7 +69,6 @@ class DependentRounding(AssignmentDistribution):
     """
 
     drops = True
-    capacity: Tensor
 
     def __init__(
         self,
@@ -68,6 +81,11 @@ class DependentRounding(AssignmentDistribution):
         if marginals not in MARGINALS:
             raise ValueError(f"marginals must be one of {MARGINALS}, got {marginals!r}")
         super().__init__(logits, **kwargs)
+        if marginals == "router" and (self.capacity is None or (self.num_selected or 1) > 1):
+            raise NotImplementedError(
+                f'marginals="router" gives one expert per datapoint, within a capacity, got num_selected='
+                f'{self.num_selected} and capacity={self.capacity}; use marginals="minimum_variance"'
+            )
         self.marginals = marginals
         self._initial_prices = initial_prices
         self._log_r: Tensor | None = None
@@ -89,10 +107,15 @@ class DependentRounding(AssignmentDistribution):
         if self._log_r is None:
             logits = detach_provenance(self.logits.detach()).double()
             if self.marginals == "router":
+                assert self.capacity is not None
                 self._log_r = router_marginals(logits, self.capacity, mask=self.mask)
             else:
                 solved = minimum_variance_marginals(
-                    logits, self.capacity, mask=self.mask, initial_prices=self._initial_prices
+                    logits,
+                    self.capacity,
+                    num_selected=self.num_selected,
+                    mask=self.mask,
+                    initial_prices=self._initial_prices,
                 )
                 self._log_r, self._expert_prices = solved.log_marginals, solved.expert_prices
         return self._log_r
@@ -116,28 +139,48 @@ class DependentRounding(AssignmentDistribution):
         # Rounding is not torch: what the logits depend on comes back with the router's choices below.
         log_r = detach_provenance(self.log_marginals)
         processed = self._round(log_r.exp().expand(sample_shape + log_r.shape), generator)
-        value = self._code_padding(
-            torch.where(processed >= 0, processed, ~self._sample_router(sample_shape, generator))
-        )
+        if self.num_selected is None:
+            value = torch.where(processed >= 0, processed, ~self._sample_router(sample_shape, generator))
+        else:
+            value = code_dropped(processed, self._perturbed(sample_shape, generator))
+        value = self._code_padding(value)
         return self._drawn(value, self.log_weights(value), RoundingDraw, log_marginals=log_r)
 
     def _round(self, r: Tensor, generator: Generators) -> Tensor:
-        """:returns: long (*sample, *batch, n), -1 where dropped."""
+        """:returns: long (*sample, *batch, n) or (*sample, *batch, m, n), -1 where dropped."""
+        m = self.num_selected
         if generator is None or isinstance(generator, torch.Generator):
-            return dependent_rounding(r, capacity=self.capacity, generator=generator)
+            return dependent_rounding(r, num_selected=m, capacity=self.capacity, generator=generator)
         check_generators(generator, r.shape[:-2])
         problems = r.reshape(-1, *r.shape[-2:]).unbind()
-        capacities = self.capacity.expand(r.shape[:-2]).reshape(-1).unbind()
+        capacities: Any = [None] * len(problems)
+        if self.capacity is not None:
+            capacities = self.capacity.expand(r.shape[:-2]).reshape(-1).unbind()
         parts = zip(problems, capacities, generator)
-        rounded = [dependent_rounding(part, capacity=c, generator=source) for part, c, source in parts]
-        return torch.stack(rounded).view(r.shape[:-1])
+        rounded = [dependent_rounding(part, num_selected=m, capacity=c, generator=g) for part, c, g in parts]
+        return torch.stack(rounded).view(r.shape[:-2] + self.event_shape)
 
     def log_weights(self, value: Tensor) -> Tensor:
         with torch.no_grad():
             log_w = self.logits.double().log_softmax(-1) - self.log_marginals
-            index = router_choices(value).unsqueeze(-1)
-            picked = log_w.expand(*value.shape, self.num_experts).gather(-1, index).squeeze(-1)
-            return picked.masked_fill(value < 0, -torch.inf)
+            return entries_of(log_w, router_choices(value), self.num_selected).masked_fill(value < 0, -torch.inf)
+
+    def keep_probability(self, value: Tensor) -> Tensor:
+        draw = draw_of(value, RoundingDraw)
+        # A value that is replayed under other logits was drawn with the marginals of its own.
+        log_r = self.log_marginals if draw is None else draw.log_marginals
+        kappa = log_r.exp().sum(-1).clamp(max=1.0)
+        if self.mask is not None:
+            kappa = torch.where(self.mask, kappa, torch.ones_like(kappa))
+        lead = value.shape[: value.dim() - len(self.event_shape)]
+        shape = torch.broadcast_shapes((*lead, self.num_datapoints), kappa.shape)
+        return kappa.to(self._wide).expand(shape)
+
+    def pair_weights(self, value: Tensor) -> Tensor:
+        raise NotImplementedError(
+            "DependentRounding has no closed form for probabilities of pairs. The mixture bound does not need them; "
+            "for pair weights take IndependentRouting or CapacitySkip"
+        )
 
     @property
     def weight_pareto_k(self) -> float:
@@ -146,4 +189,11 @@ class DependentRounding(AssignmentDistribution):
 
     @property
     def mode(self) -> Tensor:
+        if self.capacity is None:
+            assert self.num_selected is not None
+            return self._code_padding(most_wanted(self.logits.detach(), self.num_selected))
         return self._best_within_capacity()
+
+    @property
+    def _may_lack_capacity(self) -> bool:
+        return self.num_selected is not None

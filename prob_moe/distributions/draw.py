@@ -19,10 +19,10 @@ class Draw:
     It travels on the value: :func:`draw_of` finds it again on ``value`` itself, on what ``pyro.sample`` returns, on a
     replayed or copied value. Indexing, arithmetic and ``Predictive`` make other tensors, which nobody drew.
 
-    :param value: the assignment, long (*sample, *batch, n).
-    :param log_proposal: log-probability with which every entry was proposed, float64 (*sample, *batch, n), nats without
-        gradient: the importance weight under any router is exp(router_log_prob - log_proposal). Plus infinity where the
-        datapoint was dropped, whose weight is 0; 0 for padding.
+    :param value: the assignment, long (*sample, *batch, n), or (*sample, *batch, m, n) with m experts per datapoint.
+    :param log_proposal: log-probability with which every entry was proposed and processed, float64 in the shape of
+        ``value``, nats without gradient: the importance weight under any router is exp(router_log_prob - log_proposal).
+        Plus infinity where the datapoint was dropped, whose weight is 0; 0 for padding.
     """
 
     value: Tensor
@@ -42,6 +42,18 @@ class MatchingDraw(Draw):
     scores: Tensor
     prices: Tensor
     distances: Tensor
+
+
+@dataclass(frozen=True)
+class SetDraw(Draw):
+    """
+    A draw of conditional Poisson sets, by :class:`~prob_moe.distributions.IndependentRouting` or
+    :class:`~prob_moe.distributions.CapacitySkip` with ``num_selected``.
+
+    :param log_odds: log p of the router that drew, float64 (*batch, n, k).
+    """
+
+    log_odds: Tensor
 
 
 @dataclass(frozen=True)

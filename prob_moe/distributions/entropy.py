@@ -3,10 +3,13 @@
 import torch
 from torch import Tensor
 
+from prob_moe.matching.conditional_poisson import log_elementary_symmetric, log_inclusion_probabilities
 
-def choice_entropy(logits: Tensor, mask: Tensor | None) -> Tensor:
+
+def choice_entropy(logits: Tensor, mask: Tensor | None, num_selected: int | None = None) -> Tensor:
     """
-    Entropy of all choices z_i ~ softmax(φ_i) together.
+    Entropy of all choices z_i ~ softmax(φ_i) together, or of conditional Poisson sets of m experts:
+    log e_m(p_i) - Σ_j P(j in S_i) log p_ij.
 
     :param logits: (*batch, n, k), -inf where forbidden.
     :param mask: bool (*batch, n), False for padding, or None.
@@ -14,10 +17,18 @@ def choice_entropy(logits: Tensor, mask: Tensor | None) -> Tensor:
     """
     log_p = logits.log_softmax(-1, dtype=torch.float64)
     # p log p is 0 at p = 0, and so is its gradient along whatever keeps an expert forbidden.
-    surprise = -log_p.exp() * log_p.masked_fill(log_p == -torch.inf, 0.0)
+    surprise = -_chosen(log_p, num_selected) * log_p.masked_fill(log_p == -torch.inf, 0.0)
+    entropy = surprise.sum(-1)
+    if num_selected is not None:
+        entropy = entropy + log_elementary_symmetric(log_p, num_selected)
     if mask is not None:
-        surprise = surprise.masked_fill(~mask.unsqueeze(-1), 0.0)
-    return surprise.sum((-2, -1))
+        entropy = entropy.masked_fill(~mask, 0.0)
+    return entropy.sum(-1)
+
+
+def _chosen(log_p: Tensor, num_selected: int | None) -> Tensor:
+    """The probability of every datapoint to choose every expert, (*batch, n, k)."""
+    return log_p.exp() if num_selected is None else log_inclusion_probabilities(log_p, num_selected).exp()
 
 
 def count_probabilities(probs: Tensor) -> Tensor:
@@ -49,7 +60,7 @@ def count_probabilities(probs: Tensor) -> Tensor:
     return factors.squeeze(-2)[..., : n + 1]
 
 
-def skip_entropy(logits: Tensor, capacity: Tensor, mask: Tensor | None) -> Tensor:
+def skip_entropy(logits: Tensor, capacity: Tensor, mask: Tensor | None, num_selected: int | None = None) -> Tensor:
     """
     Entropy of independent choices of which every expert keeps a uniformly random c, at most: the choices' own, and
     E[log C(n_j, min(c, n_j))] for every expert, where n_j datapoints chose it.
@@ -57,11 +68,11 @@ def skip_entropy(logits: Tensor, capacity: Tensor, mask: Tensor | None) -> Tenso
     :param capacity: c, long (*batch).
     :returns: nats, float64 (*batch).
     """
-    p = logits.softmax(-1, dtype=torch.float64)
+    p = _chosen(logits.log_softmax(-1, dtype=torch.float64), num_selected)
     if mask is not None:
         p = p.masked_fill(~mask.unsqueeze(-1), 0.0)
     chosen = torch.arange(logits.shape[-2] + 1, dtype=torch.float64, device=logits.device)
     kept = torch.minimum(chosen, capacity.unsqueeze(-1).double())
     log_ways = torch.lgamma(chosen + 1) - torch.lgamma(kept + 1) - torch.lgamma(chosen - kept + 1)
     who_is_kept = (count_probabilities(p) * log_ways.unsqueeze(-2)).sum((-2, -1))
-    return choice_entropy(logits, mask) + who_is_kept
+    return choice_entropy(logits, mask, num_selected) + who_is_kept

@@ -16,10 +16,9 @@ MAX_VALUES = 2**18
 
 
 def enumerate_choices(routing: "AssignmentDistribution", expand: bool = True) -> Tensor:
-    """All k^n choices without drops, long (k^n, *batch, n)."""
-    n, k = routing.num_datapoints, routing.num_experts
-    _refuse_large(routing, k**n)
-    return _with_batch(routing, torch.tensor(list(product(range(k), repeat=n)), dtype=torch.long), expand)
+    """All choices without drops, k^n or binom(k, m)^n, long (count, *batch, n) or (count, *batch, m, n)."""
+    _refuse_large(routing, count_choices(routing))
+    return _with_batch(routing, _as_values(routing, [[z for s in c for z in s] for c in _choices(routing)]), expand)
 
 
 def enumerate_matchings(routing: "AssignmentDistribution", expand: bool = True) -> Tensor:
@@ -31,17 +30,37 @@ def enumerate_matchings(routing: "AssignmentDistribution", expand: bool = True) 
 
 
 def enumerate_skips(routing: "AssignmentDistribution", expand: bool = True) -> Tensor:
-    """All choices with all ways to drop the overflow, long (count, *batch, n)."""
-    n, k, capacity = routing.num_datapoints, routing.num_experts, _common_capacity(routing)
-    _refuse_large(routing, k**n)
+    """All choices with all ways to drop the overflow, long (count, *batch, n) or (count, *batch, m, n)."""
+    capacity = _common_capacity(routing)
+    _refuse_large(routing, count_choices(routing))
     values: list[list[int]] = []
-    for choices in product(range(k), repeat=n):
-        members = [[i for i in range(n) if choices[i] == j] for j in range(k)]
+    for choices in _choices(routing):
+        flat = [z for chosen in choices for z in chosen]
+        members = [[i for i, z in enumerate(flat) if z == j] for j in range(routing.num_experts)]
         for dropped in product(*(combinations(m, max(0, len(m) - capacity)) for m in members)):
             out = {i for group in dropped for i in group}
-            values.append([~z if i in out else z for i, z in enumerate(choices)])
+            values.append([~z if i in out else z for i, z in enumerate(flat)])
         _refuse_large(routing, len(values))
-    return _with_batch(routing, torch.tensor(values, dtype=torch.long), expand)
+    return _with_batch(routing, _as_values(routing, values), expand)
+
+
+def count_choices(routing: "AssignmentDistribution") -> int:
+    """In how many ways all datapoints can choose: k^n, or binom(k, m)^n."""
+    return comb(routing.num_experts, routing.num_selected or 1) ** routing.num_datapoints
+
+
+def _choices(routing: "AssignmentDistribution") -> Iterator[tuple[tuple[int, ...], ...]]:
+    """What all datapoints choose: for each a tuple of ascending experts, of one where ``num_selected`` is None."""
+    sets = combinations(range(routing.num_experts), routing.num_selected or 1)
+    return product(sets, repeat=routing.num_datapoints)
+
+
+def _as_values(routing: "AssignmentDistribution", rows: list[list[int]]) -> Tensor:
+    """:param rows: the entries of datapoint 0, of datapoint 1, ..., one list for every value."""
+    values = torch.tensor(rows, dtype=torch.long)
+    if routing.num_selected is None:
+        return values
+    return values.view(len(rows), routing.num_datapoints, routing.num_selected).mT.contiguous()
 
 
 def enumerate_within_capacity(num_datapoints: int, num_experts: int, capacity: int) -> Tensor:
@@ -102,5 +121,5 @@ def _refuse_large(routing: "AssignmentDistribution", count: int) -> None:
 
 def _with_batch(routing: "AssignmentDistribution", values: Tensor, expand: bool) -> Tensor:
     values = values.to(routing.logits.device)
-    values = values.reshape(values.shape[:1] + (1,) * len(routing.batch_shape) + values.shape[-1:])
+    values = values.reshape(values.shape[:1] + (1,) * len(routing.batch_shape) + routing.event_shape)
     return values.expand(values.shape[:1] + routing.batch_shape + routing.event_shape) if expand else values

@@ -81,6 +81,11 @@ class GumbelMatching(AssignmentDistribution):
         self, logits: Tensor, *, num_points: int | None = None, integration_seed: int = 0, **kwargs: Any
     ) -> None:
         check_integration_seed(integration_seed)
+        if kwargs.get("num_selected") is not None:
+            raise NotImplementedError(
+                f"GumbelMatching gives every datapoint one expert, got num_selected={kwargs['num_selected']!r}; "
+                "DependentRounding gives several, within capacity"
+            )
         super().__init__(logits, **kwargs)
         if self._validate_args and bool((self.logits == -torch.inf).any()):
             # Forbidden experts may leave no assignment of all datapoints within capacity.

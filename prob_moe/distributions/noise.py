@@ -25,14 +25,17 @@ def gumbel_noise_like(tensor: Tensor, generator: Generators = None) -> Tensor:
     return exponential.clamp_(min=torch.finfo(dtype).tiny).log_().neg_()
 
 
-def uniform_noise(shape: torch.Size, device: torch.device, generator: Generators = None) -> Tensor:
+def uniform_noise(
+    shape: torch.Size, device: torch.device, generator: Generators = None, *, event_dim: int = 1
+) -> Tensor:
     """
     Uniform variables on [0, 1), float64.
 
     :param shape: (*, count), with ``count`` numbers for every problem.
+    :param event_dim: how many dimensions at the end belong to one problem.
     """
     noise = torch.empty(shape, dtype=torch.float64, device=device)
-    for part, source in _parts(noise, generator, event_dim=1):
+    for part, source in _parts(noise, generator, event_dim=event_dim):
         part.uniform_(generator=source)
     return noise
 

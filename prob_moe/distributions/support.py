@@ -46,27 +46,41 @@ class AssignmentConstraint(Constraint):
     :param capacity: the most datapoints that one expert processes, an int or a long tensor (*batch), or None.
     :param drops: whether a datapoint may be dropped.
     :param mask: bool (*batch, n), False where the datapoint is padding and its entry is -1, or None.
+    :param num_selected: m, the distinct experts of every datapoint, in ascending order, dropped or not; None for values
+        of shape (*, n), with one expert per datapoint.
     """
 
     is_discrete = True
-    event_dim = 1
 
     def __init__(
-        self, num_experts: int, capacity: int | Tensor | None, drops: bool, mask: Tensor | None = None
+        self,
+        num_experts: int,
+        capacity: int | Tensor | None,
+        drops: bool,
+        mask: Tensor | None = None,
+        num_selected: int | None = None,
     ) -> None:
         self.num_experts = num_experts
         self.capacity = capacity
         self.drops = drops
         self.mask = mask
+        self.num_selected = num_selected
+        self.event_dim = 1 if num_selected is None else 2
 
     def check(self, value: Tensor) -> Tensor:
-        """:returns: bool, the batch shape of ``value`` (*, n)."""
+        """:returns: bool, the batch shape of ``value``, which is (*, n) or (*, m, n)."""
         choices = router_choices(value)
         in_range = choices < self.num_experts
         processed = value >= 0
         entry_ok = in_range if self.drops else in_range & processed
+        if self.num_selected is not None:
+            ascending = (choices.diff(dim=-2) > 0).all(-2, keepdim=True)
+            entry_ok = entry_ok & ascending
         if self.mask is not None:
-            entry_ok = torch.where(self.mask, entry_ok, value == -1)
+            mask = self.mask if self.num_selected is None else self.mask.unsqueeze(-2)
+            entry_ok = torch.where(mask, entry_ok, value == -1)
+        if self.num_selected is not None:
+            entry_ok, choices, in_range, processed = (x.flatten(-2) for x in (entry_ok, choices, in_range, processed))
         ok = entry_ok.all(-1)
         if self.capacity is not None:
             loads = expert_counts(choices.clamp(max=self.num_experts - 1), processed & in_range, self.num_experts)
@@ -77,4 +91,5 @@ class AssignmentConstraint(Constraint):
     def __repr__(self) -> str:
         drops = "with drops" if self.drops else "nobody dropped"
         capacity = describe_capacity(self.capacity) if isinstance(self.capacity, Tensor) else self.capacity
-        return f"AssignmentConstraint({self.num_experts} experts, capacity {capacity}, {drops})"
+        several = "" if self.num_selected is None else f", {self.num_selected} for each datapoint"
+        return f"AssignmentConstraint({self.num_experts} experts{several}, capacity {capacity}, {drops})"

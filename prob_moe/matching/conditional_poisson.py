@@ -85,7 +85,11 @@ def log_pair_probabilities(log_odds: Tensor, selected: Tensor) -> Tensor:
 
 
 def sample_conditional_poisson(
-    log_odds: Tensor, num_selected: int, *, generator: torch.Generator | None = None
+    log_odds: Tensor,
+    num_selected: int,
+    *,
+    generator: torch.Generator | None = None,
+    uniforms: Tensor | None = None,
 ) -> Tensor:
     """
     Draw a set of m distinct entries with :math:`P(S)` proportional to the product of its odds.
@@ -95,6 +99,7 @@ def sample_conditional_poisson(
     :param log_odds: (\\*, k), float32 or float64; at least m entries of each row are larger than -inf.
     :param num_selected: m, from 1 to k.
     :param generator: source of the randomness, one uniform number per entry.
+    :param uniforms: these numbers themselves, (k, \\*), instead of a generator.
     :returns: long (m, \\*), ascending.
 
     >>> sample_conditional_poisson(torch.tensor([0.0, -torch.inf, 1.0]), 2)
@@ -105,7 +110,9 @@ def sample_conditional_poisson(
         floored = _floored(log_odds)
         k = floored.shape[-1]
         behind = _prefixes(floored.flip(-1), num_selected)[::-1]
-        uniforms = torch.rand((k, *floored.shape[:-1]), dtype=floored.dtype, device=floored.device, generator=generator)
+        if uniforms is None:
+            shape = (k, *floored.shape[:-1])
+            uniforms = torch.rand(shape, dtype=floored.dtype, device=floored.device, generator=generator)
         missing = torch.full(floored.shape[:-1], num_selected, dtype=torch.long, device=floored.device)
         taken = []
         for j in range(k):

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from prob_moe._copies import copy_off_the_graph
-from prob_moe.distributions.base import check_logit_values, check_logits, check_mask
 from prob_moe.distributions.capacity import resolve_capacity
+from prob_moe.distributions.checks import check_logit_values, check_logits, check_mask
 from prob_moe.experts import BatchedExperts
 from prob_moe.experts.validation import check_positive_int, should_check_values
 

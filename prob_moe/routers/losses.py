@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from prob_moe.distributions.base import check_mask
+from prob_moe.distributions.checks import check_mask
 from prob_moe.distributions.support import expert_counts
 from prob_moe.padding import blank
 
