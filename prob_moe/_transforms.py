@@ -3,11 +3,21 @@ here, and nowhere else."""
 
 import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
-from torch._C._functorch import TransformType, get_interpreter_stack
+from torch import Tensor
+from torch._C._functorch import (
+    TransformType,
+    get_interpreter_stack,
+    get_unwrapped,
+    is_batchedtensor,
+    is_functorch_wrapped_tensor,
+)
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch.autograd import forward_ad
 
+P = ParamSpec("P")
 R = TypeVar("R")
 
 
@@ -42,3 +52,42 @@ def nested_forward_mode() -> bool:
     """
     stack = get_interpreter_stack()
     return stack is not None and sum(level.key() == TransformType.Jvp for level in stack) > 1
+
+
+def carries_derivative(tensor: Tensor) -> bool:
+    """Whether somebody may ask for a derivative through a tensor, in reverse or in forward mode."""
+    if tensor.requires_grad or torch.compiler.is_compiling():
+        return tensor.requires_grad
+    if get_interpreter_stack():
+        return True
+    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None
+
+
+def without_derivative(function: Callable[P, R]) -> Callable[P, R]:
+    """
+    A function outside of torch whose results are constants to every derivative: it is called with the plain tensors
+    that torch.func has wrapped.
+
+    :raises NotImplementedError: under ``torch.vmap``.
+    """
+
+    @functools.wraps(function)
+    def constant(*args: P.args, **kwargs: P.kwargs) -> R:
+        if not get_interpreter_stack():
+            return function(*args, **kwargs)
+        plain: Any = [_plain(value, function.__name__) for value in args]
+        named: Any = {name: _plain(value, function.__name__) for name, value in kwargs.items()}
+        with temporarily_clear_interpreter_stack():  # else the results of every operation are wrapped again
+            return function(*plain, **named)
+
+    return constant
+
+
+def _plain(value: Any, name: str) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    while is_functorch_wrapped_tensor(value):
+        if is_batchedtensor(value):
+            raise NotImplementedError(f"{name} cannot be mapped by torch.vmap; it takes batches itself, (*batch, n, k)")
+        value = get_unwrapped(value)
+    return value

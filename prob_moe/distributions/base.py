@@ -285,7 +285,8 @@ class AssignmentDistribution(TorchDistribution):
             else:
                 log_weights = self.router_log_prob(value).double() - draw.log_proposal
             weights = torch.where(value >= 0, log_weights, torch.full_like(log_weights, -torch.inf)).exp()
-            return weights.to(self._wide)
+            # Forward mode does not heed no_grad.
+            return weights.to(self._wide).detach()
 
     @property
     def weight_pareto_k(self) -> float | None:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from prob_moe._transforms import without_derivative
 from prob_moe.matching._capacity import capacity_of_problems
 from prob_moe.matching._compiled import leaves_torch
 from prob_moe.matching._several import solve_many_several
@@ -28,6 +29,7 @@ class Matching(NamedTuple):
 
 
 @leaves_torch
+@without_derivative
 def solve_assignment(
     scores: torch.Tensor,
     capacity: int | torch.Tensor,
@@ -78,6 +80,7 @@ def solve_assignment(
 
 
 @leaves_torch
+@without_derivative
 def solve_with_slots(
     scores: torch.Tensor, slots: torch.Tensor, mask: torch.Tensor | None, num_selected: int | None = None
 ) -> tuple[Matching, np.ndarray]:

@@ -8,6 +8,7 @@ prices (Ahuja, Magnanti & Orlin 1993, §9.2).
 import numpy as np
 import torch
 
+from prob_moe._transforms import without_derivative
 from prob_moe.matching._capacity import capacity_of_problems
 from prob_moe.matching._compiled import leaves_torch
 from prob_moe.matching._distances import price_all, relax_all
@@ -50,6 +51,7 @@ def exchange_costs(scores: torch.Tensor, assignment: torch.Tensor, capacity: int
 
 
 @leaves_torch
+@without_derivative
 def shortest_distances(costs: torch.Tensor) -> torch.Tensor:
     r"""All-pairs shortest paths of the exchange graph, by Floyd and Warshall in O(k³).
 
@@ -71,6 +73,7 @@ def shortest_distances(costs: torch.Tensor) -> torch.Tensor:
 
 
 @leaves_torch
+@without_derivative
 def shadow_prices(distances: torch.Tensor, loads: torch.Tensor, capacity: int | torch.Tensor) -> torch.Tensor:
     r"""Canonical optimal prices: how much the total score falls if an expert loses one slot.
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from prob_moe._transforms import without_derivative
 from prob_moe.matching._capacity import capacity_of_problems
 from prob_moe.matching._compiled import leaves_torch
 from prob_moe.matching._minimum_variance import solve_batch
@@ -44,6 +45,7 @@ class MinimumVarianceMarginals:
 
 
 @leaves_torch
+@without_derivative
 def minimum_variance_marginals(
     logits: Tensor,
     capacity: int | Tensor | None,

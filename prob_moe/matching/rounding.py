@@ -3,12 +3,14 @@
 import torch
 from torch import Tensor
 
+from prob_moe._transforms import without_derivative
 from prob_moe.matching._capacity import capacity_of_problems
 from prob_moe.matching._compiled import leaves_torch
 from prob_moe.matching._forest import round_batch
 
 
 @leaves_torch
+@without_derivative
 def dependent_rounding(
     marginals: Tensor,
     *,

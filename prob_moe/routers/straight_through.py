@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from prob_moe._transforms import carries_derivative
 from prob_moe.experts import BatchedExperts
 from prob_moe.routers.base import Routing, SparseRouting
 
@@ -30,11 +31,11 @@ class StraightThroughRouting(Routing):
 
     def output(self, experts: BatchedExperts, x: Tensor) -> Tensor:
         out = self.sparse.output(experts, x)
-        if not self.weights.requires_grad:
+        if not carries_derivative(self.weights):
             return out
         processed = (self.sparse.assignment >= 0).any(-2).unsqueeze(-1)
         with torch.no_grad():
             # Whatever stands in padding must not reach the gradient.
-            dense = experts.dense(x.masked_fill(~processed, 0.0))
+            dense = experts.dense(x.masked_fill(~processed, 0.0)).detach()  # in forward mode too
         weights = self.weights * processed
         return out + ((weights - weights.detach()).unsqueeze(-2) @ dense).squeeze(-2)
