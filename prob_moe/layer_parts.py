@@ -1,19 +1,22 @@
 """What a layer of experts in a Pyro model is made of, whatever the model around it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from pyro.distributions import TorchDistribution
+from pyro.ops.provenance import detach_provenance
 from torch import Tensor, nn
 
 from prob_moe.distributions import AssignmentDistribution
 from prob_moe.distributions.checks import check_mask
-from prob_moe.distributions.support import router_choices
+from prob_moe.distributions.support import expert_counts, router_choices
 from prob_moe.estimators.baselines import Baseline, Network
 from prob_moe.estimators.site_baselines import check_baseline_options
-from prob_moe.experts import BatchedExperts
+from prob_moe.experts import BatchedExperts, ModuleExperts, SlotExperts, StackedExperts
 from prob_moe.padding import blank
+from prob_moe.routers import Router
 
 
 def check_datapoints(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -96,6 +99,18 @@ def process(
     return experts(x, assignment, capacity=routing.slots, mask=mask)
 
 
+def largest_load(assignment: Tensor, num_experts: int) -> int:
+    """
+    Waits for the device.
+
+    :param assignment: (*batch, n).
+    :returns: the most datapoints that an expert processes, at least 1: slots enough for it.
+    """
+    plain = detach_provenance(assignment)
+    loads = expert_counts(router_choices(plain), plain >= 0, num_experts)
+    return max(1, int(loads.max())) if loads.numel() else 1
+
+
 def outside_plate(z: Tensor) -> Tensor:
     """Drop the dimension that the assignment site leaves to the data plate: (*, 1, n) -> (*, n)."""
     return z.squeeze(-2) if z.dim() > 1 else z
@@ -127,3 +142,50 @@ def check_observations(y: Tensor, event_shape: torch.Size, num_datapoints: int) 
             f"y must have shape (*batch, {', '.join(map(str, row))}) for n = {num_datapoints} datapoints, got "
             f"{tuple(y.shape)}"
         )
+
+
+def rule_of(assignment: Any, capacity: int | None, capacity_factor: float | None) -> Router | None:
+    """:returns: the rule that is meant, None for a distribution."""
+    given = {"capacity": capacity, "capacity_factor": capacity_factor}
+    given = {name: value for name, value in given.items() if value is not None}
+    if isinstance(assignment, Router):
+        if given:
+            name = type(assignment).__name__
+            raise ValueError(f"{given} are given to the layer, and {name} brings its own: give its class, or a partial")
+        return assignment
+    kind = assignment.func if isinstance(assignment, partial) else assignment
+    if isinstance(kind, type) and issubclass(kind, Router):
+        try:
+            rule: Router = assignment(**given)
+        except TypeError as error:
+            raise ValueError(f"{kind.__name__} cannot be made with {given}: {error}") from None
+        return rule
+    if not callable(assignment) or isinstance(assignment, nn.Module):
+        raise ValueError(f"assignment must be a distribution, a callable that makes one, or a rule, got {assignment!r}")
+    return None
+
+
+def experts_of(experts: Any, router: nn.Module | None) -> BatchedExperts | SlotExperts:
+    """:returns: experts in the form that routings use, whatever was given to a layer."""
+    if isinstance(experts, BatchedExperts | SlotExperts):
+        return experts
+    if isinstance(experts, nn.ModuleList) or (isinstance(experts, Sequence) and not isinstance(experts, str)):
+        return StackedExperts(list(experts))
+    if not isinstance(experts, nn.Module):
+        raise ValueError(f"experts must be a BatchedExperts, a list of modules or a module, got {experts!r}")
+    num_experts = getattr(experts, "num_experts", None) or getattr(router, "out_features", None)
+    if num_experts is None:
+        raise ValueError(
+            f"experts of type {type(experts).__name__} do not say how many they are: give them an attribute num_experts"
+        )
+    return ModuleExperts(experts, num_experts)
+
+
+def linear_router(experts: BatchedExperts | SlotExperts, rule: Router | None) -> nn.Module:
+    """:returns: a linear router with as many logits as the experts, and the rule, want."""
+    columns = experts.num_experts if rule is None else rule.num_logits(experts.num_experts)
+    if isinstance(experts, BatchedExperts):
+        weight = experts.output.weight
+        return nn.Linear(experts.in_features, columns, device=weight.device, dtype=weight.dtype)
+    like = next(iter(experts.parameters()), torch.empty(0))
+    return nn.LazyLinear(columns, device=like.device, dtype=like.dtype)

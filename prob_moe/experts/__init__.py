@@ -12,6 +12,7 @@ one graph:
 (its capacity), d features.
 """
 
+from prob_moe.experts.any_form import ModuleExperts, SlotExperts, StackedExperts
 from prob_moe.experts.functional import batched_linear, expert_forward
 from prob_moe.experts.gather import combine, dispatch
 from prob_moe.experts.layer import BatchedExperts, BatchedLinear
@@ -21,6 +22,9 @@ __all__ = [
     "BatchedExperts",
     "BatchedLinear",
     "DispatchPlan",
+    "ModuleExperts",
+    "SlotExperts",
+    "StackedExperts",
     "batched_linear",
     "combine",
     "dispatch",

@@ -1,5 +1,6 @@
 """What all alternatives have in common: from router logits to a routing, from a routing to outputs."""
 
+import copy
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -90,6 +91,8 @@ class Router(nn.Module, ABC):
 
     #: the objective whose gradient the router aims at, in words
     objective: ClassVar[str]
+    #: whether the parameters of the experts are averaged, which must be a BatchedExperts then
+    merges_parameters: ClassVar[bool] = False
 
     def __init__(self, *, capacity: int | None = None, capacity_factor: float | None = None) -> None:
         super().__init__()
@@ -114,6 +117,27 @@ class Router(nn.Module, ABC):
 
         No ``forward`` changes what another reads, so it can be repeated (activation checkpointing).
         """
+
+    def num_logits(self, num_experts: int) -> int:
+        """:returns: how many logits the router needs for each datapoint, to use k experts."""
+        return num_experts
+
+    def unlimited(self) -> "Router":
+        """:returns: this rule without a capacity, for serving: nobody is dropped. It shares everything else."""
+        served = copy.copy(self)
+        served.capacity = served.capacity_factor = None
+        return served
+
+    def gates(self, logits: Tensor, choices: Tensor) -> tuple[Tensor, Tensor | None]:
+        """
+        What given experts would have for gates, for replays.
+
+        :param logits: as :meth:`prepare` returns them, (*batch, n, k).
+        :param choices: long (*batch, m, n).
+        :returns: the gates (*batch, m, n), and the share of the input that passes by the experts, (*batch, n) or None.
+        :raises NotImplementedError: if they do not follow from logits and choices.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no gates for experts that it did not choose: no replay")
 
     @staticmethod
     def prepare(logits: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -53,6 +53,10 @@ class BASELayer(Router):
         super().__init__(capacity=capacity, capacity_factor=capacity_factor)
         self.carry = carry
 
+    def gates(self, logits: Tensor, choices: Tensor) -> tuple[Tensor, Tensor | None]:
+        alpha = logits.mT.gather(-2, choices).sigmoid()
+        return alpha, 1 - alpha.squeeze(-2) if self.carry else None
+
     def forward(self, logits: Tensor, *, mask: Tensor | None = None) -> SparseRouting:
         """
         :raises ValueError: on a wrong dtype or shape; in training on NaN, and on more datapoints than slots.

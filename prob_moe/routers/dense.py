@@ -91,6 +91,9 @@ class DenseMixer(Router):
         check_positive_int("num_selected", num_selected)
         self.num_selected = num_selected
 
+    def gates(self, logits: Tensor, choices: Tensor) -> tuple[Tensor, None]:
+        return logits.softmax(-1).mT.gather(-2, choices), None
+
     def forward(self, logits: Tensor, *, mask: Tensor | None = None) -> StraightThroughRouting:
         logits, mask = self.prepare(logits, mask)
         p = logits.softmax(-1)

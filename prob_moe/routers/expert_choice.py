@@ -28,7 +28,7 @@ class SlotRouting(Routing):
 
     def output(self, experts: BatchedExperts, x: Tensor) -> Tensor:
         *batch, k, c = self.sources.shape
-        check_features("x", x, (self.num_datapoints, experts.in_features), torch.Size(batch))
+        check_features("x", x, (self.num_datapoints, experts.in_features or x.shape[-1]), torch.Size(batch))
         x = x.expand(*batch, *x.shape[-2:])
         filled = (self.sources >= 0).unsqueeze(-1)
         index = self.sources.clamp(min=0).flatten(-2).unsqueeze(-1)
@@ -78,6 +78,10 @@ class ExpertChoice(Router):
         if capacity is None and capacity_factor is None:
             capacity_factor = 2.0
         super().__init__(capacity=capacity, capacity_factor=capacity_factor)
+
+    def unlimited(self) -> "ExpertChoice":
+        """Experts that take everybody would be another rule: the capacity stays."""
+        return self
 
     def forward(self, logits: Tensor, *, mask: Tensor | None = None) -> SlotRouting:
         """

@@ -69,6 +69,9 @@ class HashRouting(Router):
         choices = self.choose(identity, logits.shape[-1]).unsqueeze(-2)
         return self.to_experts(logits, mask, choices, logits.new_ones(choices.shape))
 
+    def gates(self, logits: Tensor, choices: Tensor) -> tuple[Tensor, None]:
+        return logits.new_ones(choices.shape), None
+
     def choose(self, identity: Tensor, num_experts: int) -> Tensor:
         """:returns: the expert of every identity, long, of the same shape."""
         seed = _mix(torch.tensor(_signed(self.seed), device=identity.device))

@@ -93,6 +93,9 @@ class LossFreeBias(Router):
             self._count(choices, mask)
         return self.to_experts(logits, mask, choices, gate)
 
+    def gates(self, logits: Tensor, choices: Tensor) -> tuple[Tensor, None]:
+        return logits.mT.gather(-2, choices).sigmoid(), None
+
     @torch.no_grad()
     def update(self) -> None:
         """Move the bias by the loads since the last update; after the backward pass, once per optimiser step."""

@@ -61,6 +61,9 @@ class SigmaMoE(Router):
         self.entropy_weight = entropy_weight
         self.expert_dropout = expert_dropout
 
+    def gates(self, logits: Tensor, choices: Tensor) -> tuple[Tensor, None]:
+        return logits.mT.gather(-2, choices).sigmoid(), None
+
     def forward(self, logits: Tensor, *, mask: Tensor | None = None) -> SparseRouting:
         """
         :raises ValueError: on a wrong dtype or shape, and on fewer experts than ``num_selected``.

@@ -84,6 +84,9 @@ class SinkhornBASE(Router):
         check_positive_int("max_iterations", max_iterations)
         self.max_iterations = max_iterations
 
+    def gates(self, logits: Tensor, choices: Tensor) -> tuple[Tensor, None]:
+        return logits.mT.gather(-2, choices).sigmoid(), None
+
     def forward(self, logits: Tensor, *, mask: Tensor | None = None) -> SparseRouting:
         """
         :raises ValueError: on a wrong dtype or shape.

@@ -77,6 +77,7 @@ class SMEAR(Router):
     """
 
     objective = "the loss of the merged model"
+    merges_parameters = True
 
     def __init__(self, *, shared: bool = False) -> None:
         super().__init__()

@@ -29,7 +29,7 @@ class SoftRouting(Routing):
 
     def output(self, experts: BatchedExperts, x: Tensor) -> Tensor:
         *batch, n, k, p = self.dispatch.shape
-        check_features("x", x, (n, experts.in_features), torch.Size(batch))
+        check_features("x", x, (n, experts.in_features or x.shape[-1]), torch.Size(batch))
         x = x.expand(*batch, *x.shape[-2:])
         if self.mask is not None:
             x = x.masked_fill(~self.mask.unsqueeze(-1), 0.0)
@@ -71,6 +71,10 @@ class SoftMoE(Router):
         super().__init__()
         check_positive_int("slots_per_expert", slots_per_expert)
         self.slots_per_expert = slots_per_expert
+
+    def num_logits(self, num_experts: int) -> int:
+        """One for every slot."""
+        return num_experts * self.slots_per_expert
 
     def forward(self, logits: Tensor, *, mask: Tensor | None = None) -> SoftRouting:
         """

@@ -59,6 +59,9 @@ class Switch(Router):
         loss = self.load_balancing * balance + self.z_loss * z_loss(logits, mask)
         return self.to_experts(logits, mask, choices.unsqueeze(-2), self.gate(logits, choices).unsqueeze(-2), loss)
 
+    def gates(self, logits: Tensor, choices: Tensor) -> tuple[Tensor, None]:
+        return logits.softmax(-1).mT.gather(-2, choices), None
+
     def choose(self, logits: Tensor) -> Tensor:
         """:returns: the expert of every datapoint, long (*batch, n)."""
         return logits.argmax(-1)
