@@ -43,8 +43,8 @@ class ExpertLayer(nn.Module):
     **In a plain training loop** the layer draws, and :func:`~prob_moe.recording.record_routing` collects the draws of
     all layers, from which it makes a loss with unbiased gradients; without it the router of a distribution gets no
     gradient, and a warning says so once. ``layer.eval()`` serves: every datapoint goes to its favourite expert, nobody
-    is dropped, and a batch says of a datapoint what it says alone (but for rules that mix datapoints: expert choice,
-    Soft MoE, shared SMEAR).
+    is dropped, and a batch says of a datapoint what it says alone (but for rules that look at the whole batch: expert
+    choice, Soft MoE, shared SMEAR, sparse transport).
 
     **In a Pyro model** (under any of Pyro's effect handlers) a distribution is a sample site, drawn in evaluation mode
     too, for :class:`~prob_moe.estimators.TraceRouting_ELBO` or the balanced objective. It stands outside of the data
@@ -164,8 +164,7 @@ class ExpertLayer(nn.Module):
         return out
 
     def extra_repr(self) -> str:
-        law = "" if self.assignment is None else f"assignment={getattr(self.assignment, '__name__', self.assignment)}, "
-        return f"{law}capacity={self.capacity}, capacity_factor={self.capacity_factor}"
+        return f"assignment={self.assignment}, capacity={self.capacity}, capacity_factor={self.capacity_factor}"
 
     # Outside of Pyro -------------------------------------------------------------------------------------------------
 
@@ -175,13 +174,12 @@ class ExpertLayer(nn.Module):
         routing = self._routing(logits, mask)
         if recorded is None:
             draw = routing.draw()
-            value, log_proposal = draw.value, draw.log_proposal
-            recorded = RecordedLayer(_without_padding(value, mask), log_proposal, routing.num_experts)
+            value = draw.value
+            recorded = RecordedLayer(_without_padding(value, mask), draw.log_proposal, routing.num_experts)
         else:
             value = as_drawn(recorded, routing)
         out = self._process(x, value, routing, mask)
-        loss = self._balance(logits, mask)
-        return out, Visit("", recorded, loss, (routing, value), self.baseline, x)
+        return out, Visit("", recorded, self._balance(logits, mask), (routing, value), self.baseline, x)
 
     def _served(self, x: Tensor, logits: Tensor, mask: Tensor | None) -> tuple[Tensor, Visit]:
         favourites = logits.argmax(-1)

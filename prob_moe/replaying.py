@@ -63,7 +63,8 @@ def replaying() -> bool:
     return _replay.get() is not None
 
 
-# For the passes that activation checkpointing repeats, in which no context is there any more: the number that a pass drew, as its repetition does, to what it replayed. The record and the graph keep it alive.
+# For the passes that activation checkpointing repeats, in which no context is there any more: the number that a pass
+# drew, as its repetition does, to what it replayed. The record and the graph keep it alive.
 _replayed: "weakref.WeakValueDictionary[int, RecordedLayer]" = weakref.WeakValueDictionary()
 
 
@@ -78,6 +79,7 @@ def replayed_layer(layer: nn.Module, explicit: str | None, *, repeated: bool) ->
         return _replayed.get(number)
     replay = _replay.get()
     if replay is None:
+        _replayed.pop(number, None)  # of a pass with the same seed
         return None
     recorded = replay.take(name_in(layer, explicit, replay.names))
     _replayed[number] = recorded
