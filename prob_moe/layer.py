@@ -1,6 +1,7 @@
 """A layer of experts for any network, in plain torch and in Pyro."""
 
 import warnings
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,6 +14,7 @@ from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor, nn
 
 from prob_moe.distributions import AssignmentDistribution
+from prob_moe.estimators.baselines import Baseline
 from prob_moe.experts import BatchedExperts
 from prob_moe.experts.validation import check_positive_int
 from prob_moe.layer_names import name_in, names_in_trace
@@ -28,7 +30,7 @@ from prob_moe.layer_parts import (
 )
 from prob_moe.matching._compiled import leaves_torch
 from prob_moe.recomputation import recomputing
-from prob_moe.recording import MISSING, RecordedLayer, Visit, recorder
+from prob_moe.recording import RecordedLayer, Visit, recorder, without_padding
 from prob_moe.replaying import as_drawn, replayed_layer, replaying
 from prob_moe.routers import Router, Routing, load_balancing_loss
 from prob_moe.routers.losses import check_weight
@@ -68,8 +70,9 @@ class ExpertLayer(nn.Module):
         waits for the device; or an int, which fixes the shape, and is an error where it does not suffice.
     :param name: of the sample site and in records; unique in a network, so that the layer is called once. None for the
         layer's path in the network, with a number behind it where the layer is called again.
-    :param baseline: a module (*batch, n, d) -> (*batch, n) that predicts the loss, in Pyro the log-likelihood, of every
-        datapoint, and is trained along; in Pyro also ``infer["baseline"]`` options.
+    :param baseline: a :class:`~prob_moe.estimators.Baseline` such as ``DecayingAverage()``; or a module (*batch, n, d)
+        -> (*batch, n) that predicts the loss, in Pyro the log-likelihood, of every datapoint, and is trained along; in
+        Pyro also ``infer["baseline"]`` options.
     :param load_balancing: weight of :func:`~prob_moe.routers.load_balancing_loss` on expected shares; for
         distributions, where rules have losses of their own.
     :raises ValueError: on arguments that do not fit; when called, on a router whose width is not that of the experts.
@@ -91,7 +94,7 @@ class ExpertLayer(nn.Module):
         capacity_factor: float | None = None,
         slots: int | Literal["load"] = "load",
         name: str | None = None,
-        baseline: nn.Module | dict[str, Any] | None = None,
+        baseline: Baseline | nn.Module | dict[str, Any] | None = None,
         load_balancing: float = 0.0,
     ) -> None:
         super().__init__()
@@ -102,8 +105,8 @@ class ExpertLayer(nn.Module):
         check_weight("load_balancing", load_balancing)
         baseline_infer(baseline, torch.empty(0))
         self.rule = rule_of(assignment, capacity, capacity_factor)
+        kind = type(self.rule).__name__
         if self.rule is not None and (baseline is not None or load_balancing):
-            kind = type(self.rule).__name__
             raise ValueError(f"{kind} draws from no law and has losses of its own: give no baseline or load_balancing")
         #: the experts, in the form that routings use
         self.experts: Any = experts_of(experts, router)
@@ -117,15 +120,19 @@ class ExpertLayer(nn.Module):
         self.capacity, self.capacity_factor, self.slots = capacity, capacity_factor, slots
         self.name, self.baseline, self.load_balancing = name, baseline, load_balancing
         self._warned = False
+        # Of steps since the last update; whoever never updates keeps the last ones only.
+        self._steps: deque[Any] = deque(maxlen=1000)
 
     def update(self) -> None:
         """
-        Move what training moves without a gradient (the bias of ``LossFreeBias``), once per optimiser step, after the
-        backward pass. ``forward`` only collects.
+        Move what training moves without a gradient, once per optimiser step, after the backward pass: the bias of
+        ``LossFreeBias``, and what baselines remember. ``forward`` and ``surrogate`` only collect.
         """
-        for part in (self.rule, self.baseline):
-            if callable(move := getattr(part, "update", None)) and not isinstance(part, dict):
-                move()
+        if self.rule is not None:
+            self.rule.update()
+        while self._steps:
+            baseline, step = self._steps.popleft()
+            baseline.update(*step)
 
     @leaves_torch  # draws, names and records are not for a compiler; a router and experts that are compiled stay so
     def forward(self, x: Tensor, mask: Tensor | None = None, **options: Any) -> Tensor:
@@ -175,11 +182,12 @@ class ExpertLayer(nn.Module):
         if recorded is None:
             draw = routing.draw()
             value = draw.value
-            recorded = RecordedLayer(_without_padding(value, mask), draw.log_proposal, routing.num_experts)
+            recorded = RecordedLayer(without_padding(value, mask), draw.log_proposal, routing.num_experts)
         else:
             value = as_drawn(recorded, routing)
         out = self._process(x, value, routing, mask)
-        return out, Visit("", recorded, self._balance(logits, mask), (routing, value), self.baseline, x)
+        baseline = baseline_infer(self.baseline, x).get("baseline")
+        return out, Visit("", recorded, self._balance(logits, mask), (routing, value), baseline, self._steps)
 
     def _served(self, x: Tensor, logits: Tensor, mask: Tensor | None) -> tuple[Tensor, Visit]:
         favourites = logits.argmax(-1)
@@ -187,7 +195,7 @@ class ExpertLayer(nn.Module):
             favourites = favourites.masked_fill(~mask, -1)
         slots = largest_load(favourites, logits.shape[-1]) if self.slots == "load" else x.shape[-2]
         out = self.experts(x, favourites, capacity=slots, mask=mask)
-        recorded = RecordedLayer(_without_padding(favourites, mask), None, logits.shape[-1])
+        recorded = RecordedLayer(without_padding(favourites, mask), None, logits.shape[-1])
         return out, Visit("", recorded, logits.new_zeros(logits.shape[:-2]))
 
     def _ruled(
@@ -205,7 +213,7 @@ class ExpertLayer(nn.Module):
             routing = with_experts(rule, routing, logits, mask, recorded, k)
         out = self._output(routing, x, limited=self.training and recorded is None)
         chosen = chosen_experts(routing)
-        value = None if chosen is None else _without_padding(chosen, None if mask is None else mask.unsqueeze(-2))
+        value = None if chosen is None else without_padding(chosen, None if mask is None else mask.unsqueeze(-2))
         return out, Visit("", RecordedLayer(value, None, k), routing.loss)
 
     def _warn_where_nobody_records(self) -> None:
@@ -293,8 +301,3 @@ class ExpertLayer(nn.Module):
         if not self.load_balancing:
             return logits.new_zeros(logits.shape[:-2])
         return self.load_balancing * load_balancing_loss(logits, mask=mask)
-
-
-def _without_padding(value: Tensor, mask: Tensor | None) -> Tensor:
-    value = value.detach().clone()
-    return value if mask is None else value.masked_fill(~mask, MISSING)

@@ -1,5 +1,6 @@
 """What the expert layers of a network drew, outside of Pyro: records of it, and the losses made of it."""
 
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -10,8 +11,8 @@ import torch
 from torch import Tensor
 
 from prob_moe.distributions import AssignmentDistribution
+from prob_moe.estimators.baselines import Baseline
 from prob_moe.estimators.functional import balanced_surrogate, router_surrogate
-from prob_moe.padding import blank
 
 #: the entry of a recorded value where there is nothing to replay: padding
 MISSING = torch.iinfo(torch.long).min
@@ -32,6 +33,12 @@ class RecordedLayer:
     value: Tensor | None
     log_proposal: Tensor | None
     num_experts: int
+
+
+def without_padding(value: Tensor, mask: Tensor | None) -> Tensor:
+    """:returns: an assignment as records hold it: without gradient, and :data:`MISSING` where the mask is False."""
+    value = value.detach().clone()
+    return value if mask is None else value.masked_fill(~mask, MISSING)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,8 +69,8 @@ class Visit:
     :param loss: auxiliary loss, (*batch), to be added to the mean loss per datapoint.
     :param drawn: the law of the assignment, with gradient, and its value, which carries its draw; None where the
         assignment was not drawn from a law.
-    :param baseline: of the layer; None for none.
-    :param inputs: x, (*batch, n, d), for a baseline that predicts from it.
+    :param baseline: of the layer and this call; None for none.
+    :param steps: where to put what the baseline learns from when the layer is updated.
     :param with_gradient: whether gradients were recorded.
     """
 
@@ -72,7 +79,7 @@ class Visit:
     loss: Tensor
     drawn: tuple[AssignmentDistribution, Tensor] | None = None
     baseline: Any = None
-    inputs: Tensor | None = None
+    steps: deque[tuple[Baseline, tuple[Tensor, Tensor, Tensor]]] | None = None
     with_gradient: bool = True
 
 
@@ -108,7 +115,8 @@ class Routed:
           interact (attention). Takes one loss for each batch element, (*batch), of all that its routing can change, and
           returns (*batch), see :func:`~prob_moe.estimators.balanced_surrogate`.
 
-        Layers whose experts a rule chose pass the loss on as it is. The networks that are baselines learn along.
+        Layers whose experts a rule chose pass the loss on as it is. Baselines that are networks
+        learn along.
 
         :raises ValueError: on a loss of another shape, no layers, or draws made without gradients.
         """
@@ -162,29 +170,55 @@ class Routed:
 
 
 def _router(loss: Tensor, visits: list[Visit]) -> Tensor:
-    weight, scores, learning = torch.ones_like(loss), [], torch.zeros_like(loss)
+    weight, scores, learning = torch.ones_like(loss), [], loss.new_zeros(())
     for visit, law, value in _laws(visits):
         _check_shape(loss, value.shape, visit.name, "datapoint, (*batch, n)")
         weight = weight * law.importance_weights(value).to(loss.dtype)
     cost = torch.where(weight > 0, loss, torch.zeros_like(loss)).detach()
     for visit, law, value in _laws(visits):
-        baseline, baseline_loss = _baseline(visit, cost, weight)
+        baseline, baseline_loss = _baseline(visit, cost, weight, law)
         scores.append((law.router_log_prob(value), baseline))
         learning = learning + baseline_loss
-    return router_surrogate(loss, weight, scores) + (learning - learning.detach())
+    return _learning_along(router_surrogate(loss, weight, scores), learning)
 
 
 def _balanced(loss: Tensor, visits: list[Visit]) -> Tensor:
-    score = torch.zeros((), dtype=loss.dtype, device=loss.device)
+    surrogate, learning, cost = loss, loss.new_zeros(()), loss.detach()
     for visit, law, value in _laws(visits):
         _check_shape(loss, law.batch_shape, visit.name, "batch element, (*batch)")
-        if visit.baseline is not None:
-            raise ValueError(
-                f'layer {visit.name!r} has a baseline for each datapoint, which objective="router" can use, and '
-                '"balanced" cannot'
-            )
-        score = score + law.score_function(value)
-    return balanced_surrogate(loss, score)
+        baseline, baseline_loss = _baseline(visit, cost, torch.ones_like(cost), law)
+        surrogate = surrogate + balanced_surrogate(cost, law.score_function(value), baseline) - cost
+        learning = learning + baseline_loss
+    return _learning_along(surrogate, learning)
+
+
+def _baseline(visit: Visit, cost: Tensor, weight: Tensor, law: AssignmentDistribution) -> tuple[Tensor, Tensor]:
+    """:returns: the baseline without gradient, and the loss that trains it, a scalar."""
+    baseline = visit.baseline
+    if baseline is None:
+        return cost.new_zeros(()), cost.new_zeros(())
+    where = f"layer {visit.name!r}"
+    if not isinstance(baseline, Baseline):
+        raise ValueError(f"{where}: a dict of options is Pyro's; outside give a Baseline, such as DecayingAverage()")
+    if baseline.needs_particles:
+        raise ValueError(f"{where}: a {type(baseline).__name__} baseline compares particles, and here is one")
+    shape = law.batch_shape + law.event_shape
+    present = torch.ones(shape, dtype=torch.bool, device=cost.device) if law.mask is None else law.mask
+    step = (cost.unsqueeze(0), weight.unsqueeze(0), present.unsqueeze(0))
+    try:
+        value, loss = baseline.value(*step)
+        value = value.detach().expand(step[0].shape).squeeze(0)
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"{where}: {error}") from error
+    if visit.steps is not None and type(baseline).update is not Baseline.update:
+        visit.steps.append((baseline, step))
+    return value, loss
+
+
+def _learning_along(surrogate: Tensor, learning: Tensor) -> Tensor:
+    """The loss of the baselines adds a gradient, in equal parts to all entries, and no value."""
+    share = learning / max(1, surrogate.numel())
+    return surrogate + (share - share.detach())
 
 
 def _laws(visits: list[Visit]) -> Iterator[tuple[Visit, AssignmentDistribution, Tensor]]:
@@ -199,23 +233,6 @@ def _check_shape(loss: Tensor, shape: torch.Size, name: str, what: str) -> None:
             f"loss must have one entry for each {what} = {tuple(shape)} as layer {name!r} has them, got "
             f"{tuple(loss.shape)}"
         )
-
-
-def _baseline(visit: Visit, cost: Tensor, weight: Tensor) -> tuple[Tensor | float, Tensor | float]:
-    """
-    :returns: the baseline without gradient, and for every datapoint the loss that trains it.
-    """
-    if visit.baseline is None:
-        return 0.0, 0.0
-    assert visit.inputs is not None
-    predicted: Tensor = visit.baseline(blank(visit.inputs.detach(), (weight > 0)))
-    if predicted.shape != cost.shape:
-        raise ValueError(
-            f"layer {visit.name!r}: baseline must return one number for each datapoint, {tuple(cost.shape)}, got "
-            f"{tuple(predicted.shape)}; use squeeze(-1)"
-        )
-    # Weighted, the regression is on the router's own distribution of the cost.
-    return predicted.detach(), weight * (cost - predicted) ** 2
 
 
 _recorder: ContextVar[Routed | None] = ContextVar("recorder", default=None)

@@ -11,7 +11,7 @@ from pyro.distributions import Normal
 from torch import nn
 
 from prob_moe.distributions import CapacitySkip, DependentRounding, GumbelMatching, IndependentRouting
-from prob_moe.estimators import TraceRouting_ELBO, balanced_objective
+from prob_moe.estimators import LeaveOneOut, TraceRouting_ELBO, balanced_objective
 from prob_moe.experts import BatchedExperts
 from prob_moe.layer import ExpertLayer
 from prob_moe.recording import record_routing
@@ -360,13 +360,15 @@ def test_bad_calls():
         routed.surrogate(torch.zeros(5), objective="both")
     with pytest.raises(NotImplementedError, match="TraceMixture_ELBO"):
         routed.surrogate(torch.zeros(5), objective="mixture")
-    layer.baseline = nn.Linear(D, 1, dtype=torch.float64)
-    with record_routing() as routed:
-        layer(x)
-    with pytest.raises(ValueError, match=r"baseline must return one number.*\(5,\), got \(5, 1\)"):
-        routed.surrogate(torch.zeros(5, dtype=torch.float64))
-    with pytest.raises(ValueError, match="has a baseline for each datapoint"):
-        routed.surrogate(torch.zeros((), dtype=torch.float64), objective="balanced")
+    for baseline, message in (
+        (nn.Linear(D, 1, dtype=torch.float64), r"baseline has shape \(5, 1\) but must broadcast"),
+        (LeaveOneOut(), "compares particles, and here is one"),
+        ({"use_decaying_avg_baseline": True}, "a dict of options is Pyro's"),
+    ):
+        with record_routing() as routed:
+            layer_of(CapacitySkip, baseline=baseline)(x)
+        with pytest.raises(ValueError, match=f"layer 'experts': .*{message}"):
+            routed.surrogate(torch.zeros(5, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("assignment", [CapacitySkip, BASELayer, SoftMoE], ids=lambda kind: kind.__name__)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from prob_moe.distributions import CapacitySkip, DependentRounding, GumbelMatching, IndependentRouting
-from prob_moe.estimators import balanced_surrogate, router_surrogate
+from prob_moe.estimators import DecayingAverage, balanced_surrogate, router_surrogate
 from prob_moe.experts import BatchedExperts
 from prob_moe.layer import ExpertLayer
 from prob_moe.recording import record_routing
@@ -126,6 +126,32 @@ def test_biased_variants_fail_the_same_check(distribution, layers, biased):
     setting = (layers, 5, 3, distribution, 2)
     samples = replicated_gradients(*setting, biased)
     assert standard_errors_off(samples, exact_gradient(exact_router, *setting)) > 8
+
+
+@pytest.mark.parametrize("objective", ["router", "balanced"])
+def test_a_decaying_average_learns_in_update_and_stays_unbiased(objective):
+    """From the second step on; two layers."""
+    setting = (2, 3, 2, CapacitySkip, 2)
+    exact = exact_gradient(exact_router if objective == "router" else exact_balanced, *setting)
+    network = Network(2, (4000,), *setting[1:])
+    for layer in network.layers:
+        layer.baseline = DecayingAverage()
+    x = inputs(3)
+    spread = []
+    for _ in range(2):
+        with record_routing() as routed:
+            out = network(x.expand(4000, 3, 1))
+        loss = (losses_of(out) if objective == "router" else together(out)) + 20 * (objective == "balanced")
+        surrogate = routed.surrogate(loss, objective=objective)
+        parts = torch.autograd.grad(surrogate.sum(), network.tables())
+        samples = torch.cat([gradient.flatten(1) for gradient in parts], -1)
+        assert standard_errors_off(samples, exact) < 5
+        spread.append(float(samples.var(0).sum()))
+        assert all(not layer.baseline.state_dict() for layer in network.layers) or len(spread) == 2
+        for layer in network.layers:
+            layer.update()
+        assert all(layer.baseline.state_dict() for layer in network.layers)
+    assert spread[1] < spread[0]
 
 
 def test_the_surrogate_has_the_value_of_the_objective_and_trains_the_baseline():
