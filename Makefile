@@ -6,14 +6,14 @@ READY := .venv/.ready
 .PHONY: demo study test test-hard test-python wheel docs bench bench-likelihood notebooks format clean
 
 demo: $(READY)  ## Train the toy mixture with every estimator; table and pictures in results/.
-	$(BIN)/python -m inference study
+	$(BIN)/python -m inference study --overwrite
 
 # All numbers of the README's comparisons: some 80 minutes of processor time, or 5 with GRID=reduced.
 GRID ?= full
 LANGUAGE = $(BIN)/python -m inference fit language --overwrite $(if $(filter reduced,$(GRID)),--num-seeds 2 --num-epochs 1,--num-seeds 5)
 
 study: $(READY)  ## The comparison of everything, on the lines, digits and language; results/study, results/language.
-	$(BIN)/python -m inference study --grid $(GRID)
+	$(BIN)/python -m inference study --overwrite --grid $(GRID)
 	$(LANGUAGE) --assignment independent --num-experts 1 --baseline none --out results/language/dense
 	$(LANGUAGE) --num-layers 2 --estimator balanced --out results/language/balanced
 	$(LANGUAGE) --num-layers 2 --assignment skip --out results/language/skip

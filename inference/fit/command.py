@@ -27,6 +27,7 @@ from inference.fit.run_folder import RunFolder
 from inference.fit.sampled_text import write_sampled_text
 from inference.fit.tasks import TASKS, Task
 from inference.fit.trainer import NonFiniteLossError
+from inference.outputs import check_not_of_another_command
 from inference.progress import console, progress_bar
 
 #: fits 80 columns
@@ -94,6 +95,8 @@ def fit(
             raise ValueError(
                 f"{run.path} holds a run: give --resume to go on, --overwrite to replace it, or another --out"
             )
+        if not resume:
+            check_not_of_another_command(run.path)
         config = FitConfig(
             task,
             assignment,
@@ -131,7 +134,7 @@ def fit(
     except InterruptedFit as stopped:
         command = f"python -m inference fit {task} --out {shlex.quote(str(run.path))} --resume"
         end(f"{stopped}; the checkpoint is written, go on with: {command}", 128 + stopped.signum)
-    except (ValueError, NotImplementedError, NonFiniteLossError, CheckpointError, OSError) as error:
+    except (ValueError, NotImplementedError, CheckpointError, OSError) as error:
         # Pyro appends the shapes of the trace to what is wrong.
         end(str(error) or f"{assignment} cannot be trained with the estimator {estimator}")
     if as_json_:
@@ -177,7 +180,10 @@ def _fit_all(
                 run.seed(seed), config.of_seed(seed), checkpoint_every, signals, begin=begin, resume=resume
             )
             with keeper:
-                results[seed] = run_fit(task, options, seed, partial(_show, progress, bar), keeper)
+                try:
+                    results[seed] = run_fit(task, options, seed, partial(_show, progress, bar), keeper)
+                except NonFiniteLossError as error:
+                    raise ValueError(f"{error}; {keeper.last_checkpoint()}") from error
     return results, task, config
 
 

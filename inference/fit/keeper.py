@@ -44,6 +44,7 @@ class FitKeeper:
         self._metrics, self._epochs = MetricsLog(folder.metrics), MetricsLog(folder.epochs)
         self._writer: Any = None
         self._num_epochs = 0  # written
+        self._kept_at: int | None = None  # steps done at the checkpoint
 
     def __enter__(self) -> "FitKeeper":
         return self
@@ -70,6 +71,7 @@ class FitKeeper:
             if changed:
                 raise CheckpointError(f"{self.folder.checkpoint} belongs to another configuration: {changed}")
             fit.load_state_dict(state)
+            self._kept_at = fit.step_count
         self._num_epochs = fit.epoch_count
         self._metrics.cut(fit.step_count)
         self._epochs.cut(fit.epoch_count)
@@ -96,8 +98,16 @@ class FitKeeper:
             self._epochs.sync()
             self._writer.flush()
             save_checkpoint(self.folder.checkpoint, self.config, fit.state_dict())
+            self._kept_at = fit.step_count
         if signum is not None and not last:
             raise InterruptedFit(signum, fit.step_count)
+
+    def last_checkpoint(self) -> str:
+        """:returns: where it is and how old, in words."""
+        if self._kept_at is None:
+            return "there is no checkpoint before it"
+        steps = "1 step" if self._kept_at == 1 else f"{self._kept_at} steps"
+        return f"the last good checkpoint, after {steps}, is {self.folder.checkpoint}"
 
     def _open(self, step: int) -> None:
         # Slow to import; --help need not wait for it.

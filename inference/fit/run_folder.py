@@ -120,14 +120,3 @@ class RunFolder:
         """
         content = json.dumps({"options": options, "versions": versions}, indent=2)
         write_atomically(self.config, f"{content}\n".encode())
-
-
-def output_folder(path: Path) -> Path:
-    """
-    The folder of a command that is not a fit, looked at before the work is done.
-
-    :raises ValueError: if it cannot be made or written to, or is that of a fit.
-    """
-    if RunFolder(path).holds_run():
-        raise ValueError(f"{path} holds a run of fit: give another --out")
-    return path

@@ -9,12 +9,12 @@ import torch
 import typer
 
 from inference.exits import end
-from inference.fit.run_folder import output_folder
 from inference.gradients.alternatives import alternatives
 from inference.gradients.comparison import Grids, compare
 from inference.gradients.estimators import estimators
 from inference.gradients.expected_gradients import relative_errors
 from inference.gradients.tables import BASE_LEGEND, base_tables, enumeration_table, settings_table
+from inference.outputs import OUTPUTS, output_folder
 from inference.progress import console, progress_bar
 from inference.records import records
 
@@ -39,6 +39,7 @@ def gradients(
     enumeration: Annotated[
         bool, typer.Option("--enumeration", help="Only the expected gradients of gated alternatives: no sampling.")
     ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace earlier results.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print all rows as JSON, and nothing else.")] = False,
     out: Annotated[Path, typer.Option(help="Folder for tables and pictures.")] = Path("results"),
 ) -> None:
@@ -62,7 +63,8 @@ def gradients(
         )
         if num_samples is None:
             num_samples = QUICK_NUM_SAMPLES if quick else NUM_SAMPLES
-        output_folder(out).mkdir(parents=True, exist_ok=True)
+        written = OUTPUTS["gradients"][-1:] if enumeration else OUTPUTS["gradients"]
+        output_folder(out, written, overwrite=overwrite).mkdir(parents=True, exist_ok=True)
         errors = relative_errors(seed=seed)
         errors.to_csv(out / "expected_gradients.csv", index=False)
         table = None if enumeration else _compare(grids, num_samples, seed, quiet=as_json)

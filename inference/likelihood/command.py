@@ -11,9 +11,9 @@ import typer
 from rich.table import Table
 
 from inference.exits import end
-from inference.fit.run_folder import output_folder
 from inference.likelihood.laws import Likelihood, likelihoods
 from inference.likelihood.matrix_file import read_assignment, read_logits
+from inference.outputs import OUTPUTS, output_folder
 from inference.progress import console
 from prob_moe.distributions import capacity_from_factor
 
@@ -31,6 +31,7 @@ def likelihood(
     num_draws: Annotated[int | None, typer.Option(help="Draws for weights, loads and counting.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of random logits and draws.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for table and picture.")] = Path("results"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace earlier results.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")] = False,
 ) -> None:
     """
@@ -56,7 +57,7 @@ def likelihood(
             raise ValueError(f"give --capacity or --capacity-factor, not both (got {capacity} and {capacity_factor})")
         if capacity is None:
             capacity = capacity_from_factor(1.0 if capacity_factor is None else capacity_factor, n, k)
-        folder = output_folder(out)
+        folder = output_folder(out, OUTPUTS["likelihood"], overwrite=overwrite)
         results = likelihoods(phi, capacity, z, num_draws)
         folder.mkdir(parents=True, exist_ok=True)
         content = _content(results, capacity)

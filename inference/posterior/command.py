@@ -13,7 +13,7 @@ import typer
 from rich.table import Table
 
 from inference.exits import end
-from inference.fit.run_folder import output_folder
+from inference.outputs import OUTPUTS, output_folder
 from inference.progress import console, progress_bar
 from inference.records import records
 from models.piecewise import piecewise_data
@@ -30,6 +30,7 @@ def posterior(
     num_jobs: Annotated[int | None, typer.Option(help="Processes.", show_default="all cores, up to num_chains")] = None,
     seed: Annotated[int, typer.Option(help="Seed of data and chains.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for draws (netCDF), tables and pictures.")] = Path("results"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace earlier results.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")] = False,
 ) -> None:
     """
@@ -56,7 +57,9 @@ def posterior(
         sampling = Sampling(num_chains, num_warmup, num_draws, num_jobs=jobs, seed=seed)
         if num_datapoints < 2:
             raise ValueError(f"num_datapoints must be an int of at least 2, got {num_datapoints!r}")
-        folder = output_folder(out)
+        # Draws of another number of experts stay, beside the new ones.
+        files = [*(f"posterior_{k}.nc" for k in counts), *OUTPUTS["posterior"][1:]]
+        folder = output_folder(out, files, overwrite=overwrite)
         pyro.set_rng_seed(seed)
         data = piecewise_data((), num_datapoints, break_at)
         draws = {}

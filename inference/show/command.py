@@ -10,6 +10,7 @@ import typer
 from inference.atomic import write_atomically
 from inference.exits import end
 from inference.fit.device import default_dtype
+from inference.outputs import check_new_file
 from inference.progress import console
 
 
@@ -21,6 +22,7 @@ def show(
     seed: Annotated[
         int | None, typer.Option(help="Whose routing is shown.", show_default="the first with a checkpoint")
     ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace earlier report.")] = False,
     as_json: Annotated[
         bool,
         typer.Option("--json", help="Print the numbers as JSON, and nothing else; with --out, write the report, too."),
@@ -51,6 +53,10 @@ def show(
         if seed is not None and seed not in run.config.seeds:
             seeds = ", ".join(map(str, run.config.seeds))
             raise ValueError(f"seed {seed} is not one of the run, which has {seeds}")
+        file = run.folder.report if out is None else out
+        writes = out is not None or not as_json
+        if writes:
+            check_new_file(file, overwrite=overwrite)
         shown = run.seed_to_show if seed is None else seed
         fit, view, why_not = None, None, "the model draws no assignment"
         with default_dtype(run.config.dtype):
@@ -61,8 +67,7 @@ def show(
                 why_not = str(error)
                 run.problems.append(why_not)
             report = Report(run, shown, fit, view, why_not)
-            html = None if as_json and out is None else report.html()
-        file = run.folder.report if out is None else out
+            html = report.html() if writes else None
         if html is not None:
             write_atomically(file, html.encode())
     except (ValueError, OSError) as error:

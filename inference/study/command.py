@@ -13,8 +13,8 @@ import pandas as pd
 import typer
 
 from inference.exits import end
-from inference.fit.run_folder import output_folder
 from inference.names import resolve
+from inference.outputs import OUTPUTS, output_folder
 from inference.progress import console, progress_bar
 from inference.records import records
 from inference.study.arms import ARMS
@@ -59,13 +59,14 @@ def study(
         str | None, typer.Option(help="Address of a Dask scheduler whose workers train, tcp://host:port.")
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for runs, tables and pictures.")] = Path("results/study"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace tables and pictures; runs stay.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the tables as JSON, and nothing else.")] = False,
 ) -> None:
     """
     Train every way to route on the same grid of settings, and compare.
 
-    Finished runs are kept in OUT/runs and not trained again: an interrupted study goes on where it stopped. All sizes
-    write the same files.
+    Finished runs are kept in OUT/runs and not trained again, also with --overwrite, which is for tables and pictures:
+    an interrupted study goes on where it stopped. All sizes write the same files.
 
     Example: python -m inference study --grid full --jobs 2
     """
@@ -85,7 +86,8 @@ def study(
             options["arms"] = [resolve("arm", name, ARMS) for name in arm]
         chosen = replace(GRIDS[grid], **{name: _fixed(value) for name, value in options.items() if value is not None})
         runs = chosen.runs()
-        output_folder(out).mkdir(parents=True, exist_ok=True)
+        kept = "; finished runs are kept, and not trained again"
+        output_folder(out, OUTPUTS["study"], overwrite=overwrite, kept=kept).mkdir(parents=True, exist_ok=True)
         with progress_bar() as progress, _backend(scheduler, jobs):
             bar = progress.add_task("runs", total=len(runs))
             done = run_all(runs, Cache(out / "runs"), advance=lambda count: progress.update(bar, advance=count))
@@ -133,6 +135,9 @@ def _write(runs: list[Run], done: list[Record], grid: Grid, out: Path) -> dict[s
     save(summary_plots.summary(tables["arms"]), out / "summary.png")
     if len(tables["contrasts"]):
         save(summary_plots.claims(tables["contrasts"]), out / "claims.png")
+    else:
+        # That of an earlier study would be taken for this one's.
+        (out / "claims.png").unlink(missing_ok=True)
     save(summary_plots.robustness(tables["settings"]), out / "robustness.png")
     save(curve_plots.learning_curves(runs, done), out / "curves.png")
     save(curve_plots.fits(runs, done), out / "fits.png")

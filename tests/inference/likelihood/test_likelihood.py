@@ -90,14 +90,17 @@ def test_command_prints_writes_and_answers_machines(tmp_path: Path) -> None:
     assert "router: Σ log p_i(z_i)" in text
     assert "DependentRounding has no joint log_prob" in text
     assert (tmp_path / "likelihood.png").stat().st_size > 10_000
-    code, output, _ = run("--num-draws", "300", "--out", str(tmp_path), "--json")
+    code, output, _ = run("--num-draws", "300", "--out", str(tmp_path), "--overwrite", "--json")
     assert code == 0
     content = json.loads(output)
     assert content == json.loads((tmp_path / "likelihood.json").read_text())
     assert content["procedures"]["Gumbel-Matching"]["sum_of_probabilities"] == pytest.approx(1, abs=1e-3)
     # The same seed, the same answer; another, another.
-    assert json.loads(run("--num-draws", "300", "--out", str(tmp_path), "--json")[1]) == content
-    assert json.loads(run("--num-draws", "300", "--out", str(tmp_path), "--json", "--seed", "1")[1]) != content
+    assert json.loads(run("--num-draws", "300", "--out", str(tmp_path), "--overwrite", "--json")[1]) == content
+    assert (
+        json.loads(run("--num-draws", "300", "--out", str(tmp_path), "--overwrite", "--json", "--seed", "1")[1])
+        != content
+    )
 
 
 @pytest.mark.parametrize(("as_logits", "as_assignment"), [*product((".csv", ".npy"), repeat=2)])
