@@ -9,7 +9,7 @@ from pyro.distributions import TorchDistribution
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from prob_moe.distributions import AssignmentDistribution, GumbelMatching
+from prob_moe.distributions import AssignmentDistribution, GumbelMatching, SelectedMixture
 from prob_moe.experts import BatchedExperts
 from prob_moe.layer_parts import (
     baseline_infer,
@@ -19,6 +19,7 @@ from prob_moe.layer_parts import (
     likelihood_of,
     outside_plate,
     process,
+    process_several,
     router_logits,
 )
 from prob_moe.matching._compiled import leaves_torch
@@ -40,8 +41,9 @@ class MixtureOfExperts(PyroModule):
     dropped datapoint is processed too, by the expert that its router chose. Leading dimensions of ``x`` (*batch, n, d)
     are batches with a capacity each; call the model in plates for them, at dims -2 and further left.
 
-    Train it with :class:`~prob_moe.estimators.TraceRouting_ELBO` (router objective), or with Pyro's own ELBOs on
-    :func:`~prob_moe.estimators.balanced_objective`.
+    Train it with :class:`~prob_moe.estimators.TraceMixture_ELBO` (``num_selected`` = m experts per datapoint, and a
+    bound on the mixture's own likelihood), :class:`~prob_moe.estimators.TraceRouting_ELBO` (router objective), or with
+    Pyro's own ELBOs on :func:`~prob_moe.estimators.balanced_objective`.
 
     :param router: module (*batch, n, d) -> logits (*batch, n, k).
     :param experts: a :class:`~prob_moe.experts.BatchedExperts`, or a module with its ``forward`` and ``dense``.
@@ -50,6 +52,9 @@ class MixtureOfExperts(PyroModule):
         ``capacity_factor`` and, for padding, ``mask``.
     :param capacity: the most datapoints an expert processes per batch; or
     :param capacity_factor: capacity = ceil(capacity_factor * n / k) for a batch of n datapoints, padding not counted.
+    :param num_selected: m, the distinct experts of every datapoint, from 1 to k: the mixture bound, to be trained with
+        :class:`~prob_moe.estimators.TraceMixture_ELBO`, capacity = ceil(capacity_factor * n * m / k); None for one
+        expert per datapoint.
     :param baseline: Pyro's ``infer["baseline"]`` options, or a module (*batch, n, d) -> (*batch, n), trained along.
     :param load_balancing: weight of :func:`~prob_moe.routers.load_balancing_loss` on expected shares. The site
         ``load_balancing`` is minus the weight times the number of present datapoints times the loss.
@@ -83,6 +88,7 @@ class MixtureOfExperts(PyroModule):
         assignment: Callable[..., AssignmentDistribution] = GumbelMatching,
         capacity: int | None = None,
         capacity_factor: float | None = None,
+        num_selected: int | None = None,
         baseline: nn.Module | dict[str, Any] | None = None,
         load_balancing: float = 0.0,
     ) -> None:
@@ -98,6 +104,7 @@ class MixtureOfExperts(PyroModule):
         self.assignment = assignment
         self.capacity = capacity
         self.capacity_factor = capacity_factor
+        self.num_selected = num_selected
         self.baseline = baseline
         self.load_balancing = load_balancing
 
@@ -114,17 +121,38 @@ class MixtureOfExperts(PyroModule):
         z = pyro.sample("assignment", routing, infer=baseline_infer(self.baseline, x))
         if self.load_balancing:
             pyro.factor("load_balancing", -self.load_balancing_penalty(routing))
-        assignment = outside_plate(z)
-        x = x.expand(assignment.shape + x.shape[-1:])
-        mask = None if mask is None else mask.expand(assignment.shape)
-        out = process(self.experts, x, assignment, routing, mask, everybody=y is None)
-        counted = assignment >= 0 if mask is None else (assignment >= 0) & mask
-        likelihood = likelihood_of(out, self.likelihood)
+        likelihood: TorchDistribution
+        if self.num_selected is None:
+            likelihood = self._likelihood_of_one(x, routing, outside_plate(z), mask, everybody=y is None)
+        elif y is None:
+            likelihood = self.predict(x, mask=mask)
+        else:
+            likelihood = self._likelihood_of_several(x, routing, z, mask)
         if y is not None:
             check_observations(y, likelihood.event_shape, x.shape[-2])
             y = fill(y, mask, likelihood.event_dim)
         with pyro.plate("data", x.shape[-2], dim=-1):
-            return pyro.sample("y", likelihood.mask(counted), obs=y)
+            return pyro.sample("y", likelihood, obs=y)
+
+    def _likelihood_of_one(
+        self, x: Tensor, routing: AssignmentDistribution, assignment: Tensor, mask: Tensor | None, *, everybody: bool
+    ) -> TorchDistribution:
+        x = x.expand(assignment.shape + x.shape[-1:])
+        mask = None if mask is None else mask.expand(assignment.shape)
+        out = process(self.experts, x, assignment, routing, mask, everybody=everybody)
+        counted = assignment >= 0 if mask is None else (assignment >= 0) & mask
+        return likelihood_of(out, self.likelihood).mask(counted)
+
+    def _likelihood_of_several(
+        self, x: Tensor, routing: AssignmentDistribution, z: Tensor, mask: Tensor | None
+    ) -> SelectedMixture:
+        out = process_several(self.experts, x, outside_plate(z, event_dim=2), routing, mask)
+        return SelectedMixture(
+            outside_plate(routing.log_importance_weights(z), event_dim=2).to(out.dtype),
+            outside_plate(routing.router_log_prob(z), event_dim=2),
+            likelihood_of(out, self.likelihood),
+            keep_probability=outside_plate(routing.keep_probability(z)),
+        )
 
     def routing(self, x: Tensor, mask: Tensor | None = None) -> AssignmentDistribution:
         """The assignment distribution of a batch; its batch shape leaves dimension -1 to the data plate."""
@@ -133,7 +161,9 @@ class MixtureOfExperts(PyroModule):
         if logits.dim() > 2:
             logits = logits.unsqueeze(-3)
             mask = None if mask is None else mask.unsqueeze(-2)
-        options = {} if mask is None else {"mask": mask}
+        options: dict[str, Any] = {} if mask is None else {"mask": mask}
+        if self.num_selected is not None:
+            options["num_selected"] = self.num_selected
         return self.assignment(logits, capacity=self.capacity, capacity_factor=self.capacity_factor, **options)
 
     def load_balancing_penalty(self, routing: AssignmentDistribution) -> Tensor:

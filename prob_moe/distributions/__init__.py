@@ -7,6 +7,7 @@ from prob_moe.distributions.dependent_rounding import DependentRounding
 from prob_moe.distributions.draw import Draw, MatchingDraw, RoundingDraw, draw_of
 from prob_moe.distributions.gumbel_matching import GumbelMatching
 from prob_moe.distributions.independent_routing import IndependentRouting
+from prob_moe.distributions.selected_mixture import SelectedMixture
 
 __all__ = [
     "AssignmentDistribution",
@@ -17,6 +18,7 @@ __all__ = [
     "IndependentRouting",
     "MatchingDraw",
     "RoundingDraw",
+    "SelectedMixture",
     "capacity_from_factor",
     "draw_of",
 ]

@@ -133,15 +133,22 @@ class AssignmentDistribution(RoutingProblem):
 
         :returns: (*, n) or (*, m, n) in the dtype of the logits, at least float32, without gradient.
         """
-        with torch.no_grad():
-            draw = draw_of(value, Draw)
-            if draw is None:
-                log_weights = self.log_weights(value)
-            else:
-                log_weights = self.router_log_prob(value).double() - draw.log_proposal
-            weights = torch.where(value >= 0, log_weights, torch.full_like(log_weights, -torch.inf)).exp()
-            # Forward mode does not heed no_grad.
-            return weights.to(self._wide).detach()
+        return self.log_importance_weights(value).exp().to(self._wide)
+
+    @torch.no_grad()
+    def log_importance_weights(self, value: Tensor) -> Tensor:
+        """
+        The log of :meth:`importance_weights`, which does not underflow.
+
+        :returns: nats, in the shape of the value, without gradient; -inf where dropped, and for padding.
+        """
+        draw = draw_of(value, Draw)
+        if draw is None:
+            log_weights = self.log_weights(value)
+        else:
+            log_weights = self.router_log_prob(value).double() - draw.log_proposal
+        # Forward mode does not heed no_grad.
+        return log_weights.masked_fill(value < 0, -torch.inf).detach()
 
     @property
     def weight_pareto_k(self) -> float | None:

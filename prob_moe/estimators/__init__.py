@@ -14,6 +14,7 @@ from prob_moe.estimators.functional import balanced_surrogate, router_surrogate
 from prob_moe.estimators.leave_one_out import LeaveOneOut_ELBO
 from prob_moe.estimators.right_ways import RIGHT_WAYS
 from prob_moe.estimators.site_baselines import BaselineOptions
+from prob_moe.estimators.trace_mixture_elbo import TraceMixture_ELBO
 from prob_moe.estimators.trace_routing_elbo import TraceRouting_ELBO
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "Predicted",
     "ScoreOnly",
     "Sum",
+    "TraceMixture_ELBO",
     "TraceRouting_ELBO",
     "balanced_objective",
     "balanced_surrogate",

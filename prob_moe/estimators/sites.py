@@ -41,8 +41,13 @@ def data_plate(trace: Trace, name: str, site: Site) -> CondIndepStackFrame:
     The plate that holds the datapoints of an assignment site: the one vectorised plate of size n in which the site
     itself does not stand. With several such plates, ``infer={"data_plate": name}`` at the site chooses.
 
-    :raises ValueError: if there is no such plate, or several.
+    :raises ValueError: if there is no such plate, or several; if the site selects several experts per datapoint.
     """
+    if len(site["fn"].event_shape) > 1:
+        raise ValueError(
+            f"assignment site {name!r} selects num_selected={site['fn'].event_shape[0]} experts per datapoint, where "
+            "one is wanted (num_selected=None); TraceMixture_ELBO trains several"
+        )
     n = site["fn"].event_shape[0]
     wanted = site["infer"].get("data_plate")
     own = set(site["cond_indep_stack"])

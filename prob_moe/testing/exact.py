@@ -9,6 +9,7 @@ from pyro.poutine import Trace
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
+from prob_moe.distributions import AssignmentDistribution
 from prob_moe.estimators.sites import Program, assignment_sites, data_plate, ordinary_sites, per_datapoint
 from prob_moe.mixture import MixtureOfExperts
 
@@ -122,3 +123,32 @@ def _run(model: Program, args: tuple[Any, ...], kwargs: dict[str, Any], values: 
 def _first(trace: Trace, values: dict[str, Tensor]) -> tuple[str, Any]:
     name = next(iter(values))
     return name, trace.nodes[name]
+
+
+def exact_mixture_bound(routing: AssignmentDistribution, log_likelihoods: Tensor) -> Tensor:
+    r"""
+    The mixture bound of a procedure by enumeration of its assignments,
+
+    .. math:: M = \sum_Z P(Z) \sum_{i\ \text{kept}} \frac{1}{\kappa_i}
+              \log\Big(\kappa_i \sum_{j \in S_i} \frac{p_{ij}}{\pi_{ij}}\, e^{f_{ij}}\Big),
+
+    differentiable with the procedure (P, :math:`\pi` and :math:`\kappa`) held fixed, as
+    :class:`~prob_moe.estimators.TraceMixture_ELBO` estimates it.
+
+    :param routing: of batch shape (), with ``num_selected``; one that can enumerate.
+    :param log_likelihoods: f, nats (n, k).
+    :returns: nats, a scalar.
+    """
+    values = routing.enumerate_support()
+    probability = routing.log_prob(values).exp().detach()
+    p = routing.router_log_prob(values).exp()
+    weights, kappa = routing.importance_weights(values), routing.keep_probability(values)
+    processed = values >= 0
+    inclusion = p.detach() / torch.where(processed, weights, p.detach())
+    choices = torch.where(processed, values, ~values)
+    table = log_likelihoods.expand(len(values), *log_likelihoods.shape)
+    likelihood = table.gather(-1, choices.mT).mT.exp()
+    inner = torch.where(processed, p / inclusion * likelihood, torch.zeros_like(p)).sum(-2)
+    kept = processed.any(-2)
+    bound = torch.where(kept, (kappa * torch.where(kept, inner, torch.ones_like(inner))).log() / kappa, 0.0)
+    return (probability * bound.sum(-1)).sum()
