@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import pyro
 import torch
-from pyro.ops.provenance import detach_provenance, get_provenance, track_provenance
+from pyro.ops.provenance import detach_provenance
 from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor, nn
 
@@ -111,7 +111,6 @@ class ExpertLayer(nn.Module):
         #: the experts, in the form that routings use
         self.experts: Any = experts_of(experts, router)
         if getattr(self.rule, "merges_parameters", False) and not isinstance(self.experts, BatchedExperts):
-            kind = type(self.rule).__name__
             raise ValueError(
                 f"{kind} merges parameters: experts must be a BatchedExperts, got {type(experts).__name__}"
             )
@@ -278,14 +277,8 @@ class ExpertLayer(nn.Module):
         slots = routing.slots
         if routing.capacity is None:
             slots = largest_load(value, routing.num_experts) if self.slots == "load" else int(self.slots)
-        if isinstance(self.experts, BatchedExperts):
-            out: Tensor = self.experts(x, value, capacity=slots, mask=mask)
-            return out
-        # Experts of any form may not know of Pyro's provenance.
-        sources = get_provenance(x) | get_provenance(value)
-        plain = self.experts(detach_provenance(x), detach_provenance(value), capacity=slots, mask=mask)
-        known: Tensor = track_provenance(plain, sources) if sources else plain
-        return known
+        out: Tensor = self.experts(x, value, capacity=slots, mask=mask)
+        return out
 
     def _output(self, routing: Routing, x: Tensor, *, limited: bool) -> Tensor:
         assert self.rule is not None

@@ -1,5 +1,6 @@
 """What the expert layers of a network drew, outside of Pyro: records of it, and the losses made of it."""
 
+import warnings
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -212,6 +213,12 @@ def _baseline(visit: Visit, cost: Tensor, weight: Tensor, law: AssignmentDistrib
         raise ValueError(f"{where}: {error}") from error
     if visit.steps is not None and type(baseline).update is not Baseline.update:
         visit.steps.append((baseline, step))
+        if len(visit.steps) == visit.steps.maxlen:
+            warnings.warn(
+                f"{where}: its baseline has {len(visit.steps)} steps to learn from and was never updated; call "
+                "layer.update() once per optimiser step",
+                stacklevel=4,
+            )
     return value, loss
 
 

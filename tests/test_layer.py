@@ -2,16 +2,19 @@
 
 import copy
 import warnings
+from collections import deque
 from functools import partial
 
 import pyro
 import pytest
 import torch
 from pyro.distributions import Normal
+from pyro.infer.tracegraph_elbo import TrackNonReparam
+from pyro.ops.provenance import get_provenance
 from torch import nn
 
 from prob_moe.distributions import CapacitySkip, DependentRounding, GumbelMatching, IndependentRouting
-from prob_moe.estimators import LeaveOneOut, TraceRouting_ELBO, balanced_objective
+from prob_moe.estimators import DecayingAverage, LeaveOneOut, TraceRouting_ELBO, balanced_objective
 from prob_moe.experts import BatchedExperts
 from prob_moe.layer import ExpertLayer
 from prob_moe.recording import record_routing
@@ -170,6 +173,20 @@ def test_two_layers_in_pyro(assignment, particles):
     assert all(p.grad is not None for n, p in model.named_parameters() if "experts" in n)
 
 
+@pytest.mark.parametrize("second", [CapacitySkip, BASELayer, SoftMoE], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("stacked", [True, False])
+def test_experts_of_any_form_keep_the_provenance_of_what_they_process(second, stacked):
+    """By it the balanced objective finds the costs of a draw: the first layer's, through the second."""
+    experts = [nn.Linear(D, D).double() for _ in range(K)] if stacked else ForAll(experts_of())
+    router = nn.Linear(D, K, dtype=torch.float64)
+    capacity = {} if second is SoftMoE else {"capacity_factor": 1.0}
+    first, last = layer_of(CapacitySkip), ExpertLayer(router, experts, second, **capacity)
+    with TrackNonReparam():
+        trace = pyro.poutine.trace(lambda x: last(first(x))).get_trace(datapoints(6))
+    sources = get_provenance(trace.nodes["_RETURN"]["value"])
+    assert sources == ({"experts", "experts:2"} if second is CapacitySkip else {"experts"})
+
+
 @pytest.mark.parametrize("elbo", [pyro.infer.Trace_ELBO, pyro.infer.TraceGraph_ELBO])
 @pytest.mark.parametrize("assignment", [CapacitySkip, GumbelMatching, Switch])
 def test_balanced_objective_in_pyro(assignment, elbo):
@@ -272,6 +289,19 @@ def test_update_moves_the_bias_and_forward_does_not():
     assert not bool(layer.rule.bias.any())
     layer.update()
     assert bool(layer.rule.bias.any())
+
+
+def test_a_baseline_that_nobody_updates_warns():
+    layer, x = layer_of(CapacitySkip, baseline=DecayingAverage()), datapoints(8)
+    layer._steps = deque(maxlen=2)
+    for last in (False, True):
+        with record_routing() as routed:
+            losses = layer(x).square().sum(-1)
+        if last:
+            with pytest.warns(UserWarning, match=r"'experts': its baseline has 2 steps .* call layer.update\(\)"):
+                routed.surrogate(losses)
+        else:
+            routed.surrogate(losses)
 
 
 @pytest.mark.parametrize("slots", ["load", 9])

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
+from torch.overrides import handle_torch_function, has_torch_function
 
 from prob_moe.experts.gather import combine, dispatch
 from prob_moe.experts.plan import dispatch_plan
@@ -45,7 +46,7 @@ class SlotExperts(nn.Module, ABC):
         """
         *batch, k, c, d = inputs.shape
         rows = inputs.movedim(-3, 0).reshape(k, -1, d)
-        out = self.process(rows)
+        out = _process(self, rows)
         if out.dim() != 3 or out.shape[:2] != rows.shape[:2]:
             raise ValueError(
                 f"experts must return (k, c, out) for inputs (k, c, d) = {tuple(rows.shape)}, got {tuple(out.shape)}"
@@ -81,6 +82,14 @@ class SlotExperts(nn.Module, ABC):
         """
         copies = x.unsqueeze(-3).expand(*x.shape[:-2], self.num_experts, *x.shape[-2:])
         return self.forward_dispatched(copies).movedim(-3, -2)
+
+
+def _process(experts: SlotExperts, inputs: Tensor) -> Tensor:
+    # Modules, and vmap, need not know of tensor subclasses, such as those that carry Pyro's provenance.
+    if has_torch_function((inputs,)):
+        subclassed: Tensor = handle_torch_function(_process, (inputs,), experts, inputs)
+        return subclassed
+    return experts.process(inputs)
 
 
 class ModuleExperts(SlotExperts):
