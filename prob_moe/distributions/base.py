@@ -212,10 +212,15 @@ class AssignmentDistribution(RoutingProblem):
         """The draw of a value, attached to it. ``known`` is what else this kind of draw holds."""
         with torch.no_grad():
             # In float64, so that the weights come back to the last bit of their dtype.
-            log_proposal = detach_provenance(self.router_log_prob(value).double() - log_weights.double())
-            mask = self._entry_mask
-            if mask is not None:
-                log_proposal = torch.where(mask, log_proposal, torch.zeros_like(log_proposal))
+            log_proposal = self.router_log_prob(value).double() - log_weights.double()
+        return self._proposed(value, log_proposal, kind, **known)
+
+    def _proposed(self, value: Tensor, log_proposal: Tensor, kind: type[AnyDraw] = Draw, **known: Any) -> AnyDraw:  # type: ignore[assignment]
+        """``_drawn`` for who knows log q of every entry; what stands in padding does not matter."""
+        log_proposal = detach_provenance(log_proposal.detach()).double()
+        mask = self._entry_mask
+        if mask is not None:
+            log_proposal = torch.where(mask, log_proposal, torch.zeros_like(log_proposal))
         return attach(kind(value=value, log_proposal=log_proposal, **known))
 
     def _sample_router(self, sample_shape: torch.Size, generator: Generators = None) -> Tensor:

@@ -111,12 +111,10 @@ class GumbelMatching(AssignmentDistribution):
         scores = gumbel_noise_like(logits, generator).add_(logits)
         mask = None if self.mask is None else self.mask.expand(scores.shape[:-1])
         matching = solve_assignment(scores, self.capacity, mask=mask)
-        conditional = _conditional_logits(own_logits, matching.assignment, matching.distances)
-        # The distance from an expert to itself is 0, so log q needs just the normaliser.
-        log_weights = conditional.logsumexp(-1) - own_logits.to(self._wide).logsumexp(-1)
-        return self._drawn(
+        log_q = _conditional_logits(own_logits, matching.assignment, matching.distances).log_softmax(-1)
+        return self._proposed(
             track_provenance(matching.assignment, provenance),
-            log_weights,
+            log_q.gather(-1, matching.assignment.clamp(min=0).unsqueeze(-1)).squeeze(-1),
             MatchingDraw,
             scores=scores,
             prices=matching.prices,
@@ -247,7 +245,8 @@ def _conditional_logits(logits: Tensor, assignment: Tensor, distances: Tensor) -
     """phi_ij - D[j, z_i], (*, n, k)."""
     index = assignment.clamp(min=0).unsqueeze(-1).expand(*assignment.shape, logits.shape[-1])
     wide = torch.promote_types(logits.dtype, torch.float32)
-    return logits - distances.to(wide).mT.gather(-2, index)
+    # In rows that lie in one piece, which are gathered several times as fast.
+    return logits - distances.to(wide).mT.contiguous().gather(-2, index)
 
 
 def _nobody_drew(value: Tensor, matching: GumbelMatching) -> str:

@@ -123,8 +123,8 @@ def batch_kernel(function: Callable[P, None]) -> Callable[P, None]:
     @functools.wraps(function)
     def run(*arguments: P.args, **named: P.kwargs) -> None:
         first: Any = arguments[0]
-        size, threads = len(first), num_threads()
-        if min(size, threads) < 2 or first.size < SMALL:
+        size = len(first)
+        if size < 2 or first.size < SMALL or (threads := num_threads()) < 2:
             compiled(*arguments)
             return
         bounds = np.linspace(0, size, min(size, PIECES * threads) + 1).astype(int).tolist()

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from prob_moe._transforms import without_derivative
-from prob_moe.matching._capacity import capacity_of_problems
+from prob_moe.matching._capacity import capacity_of_problems, slots_of_experts
 from prob_moe.matching._compiled import leaves_torch
 from prob_moe.matching._several import solve_many_several
 from prob_moe.matching._solver import INFEASIBLE, NOT_A_NUMBER, TOO_MANY, solve_many
@@ -65,28 +65,24 @@ def solve_assignment(
     """
     check_arguments(scores, mask)
     *batch, n, k = scores.shape
-    capacities = capacity_of_problems(capacity, tuple(batch))
+    slots = slots_of_experts(capacity, tuple(batch), n, k)
     picks = 1 if num_selected is None else num_selected
     if isinstance(picks, bool) or not isinstance(picks, int) or not 1 <= picks <= k:
         raise ValueError(f"num_selected must be an int from 1 to k = {k}, but is {num_selected!r}")
     if mask is None and isinstance(capacity, int) and n * picks > k * capacity:
         raise ValueError(_too_many(tuple(scores.shape), capacity, f"{n}", picks))
-    # No expert holds more than n rows: beyond, capacity only means a free slot.
-    slots = capacities.clamp(max=n + 1).unsqueeze(-1).expand(*batch, k)
     matching, status = solve_with_slots(scores, slots, mask, num_selected)
     if status.any():
-        raise_failure(status, scores, capacities, picks)
+        raise_failure(status, scores, capacity_of_problems(capacity, tuple(batch)), picks)
     return matching
 
 
-@leaves_torch
-@without_derivative
 def solve_with_slots(
-    scores: torch.Tensor, slots: torch.Tensor, mask: torch.Tensor | None, num_selected: int | None = None
+    scores: torch.Tensor, slots: np.ndarray, mask: torch.Tensor | None, num_selected: int | None = None
 ) -> tuple[Matching, np.ndarray]:
     """``solve_assignment`` without its checks, for experts of different capacity.
 
-    :param slots: long (\\*batch, k) on the CPU; an expert without slots must be forbidden to all rows.
+    :param slots: int64 (b, k), in one piece; an expert without slots must be forbidden to all rows.
     :return: the matching, on the device of ``scores``, and the status of every problem, (b,).
     """
     *batch, n, k = scores.shape
@@ -105,11 +101,10 @@ def solve_with_slots(
     assignment = np.empty((size, *event), np.int64)
     costs, distances = np.empty((size, k, k)), np.empty((size, k, k))
     prices, status = np.empty((size, k)), np.empty(size, np.int64)
-    places = slots.reshape(size, k).contiguous().numpy()
     if single:
-        solve_many(flat, present, places, assignment.reshape(size, n), costs, distances, prices, status)
+        solve_many(flat, present, slots, assignment.reshape(size, n), costs, distances, prices, status)
     else:
-        solve_many_several(flat, present, places, assignment, costs, distances, prices, status)
+        solve_many_several(flat, present, slots, assignment, costs, distances, prices, status)
     matching = Matching(
         torch.from_numpy(assignment).reshape(*batch, *event).to(scores.device),
         torch.from_numpy(costs).reshape(*batch, k, k).to(scores.device),

@@ -2,11 +2,15 @@
 
 import torch
 
+from prob_moe._transforms import without_derivative
 from prob_moe.matching._capacity import capacity_of_problems
+from prob_moe.matching._compiled import leaves_torch
 from prob_moe.matching._solver import INFEASIBLE
 from prob_moe.matching.assignment import check_arguments, raise_failure, solve_with_slots
 
 
+@leaves_torch
+@without_derivative
 def solve_partial_assignment(
     scores: torch.Tensor,
     capacity: int | torch.Tensor,
@@ -50,7 +54,7 @@ def solve_partial_assignment(
     def solve(left_out: torch.Tensor, score: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         shares = (left_out.unsqueeze(-1) + torch.arange(m)) // m  # as equal as can be
         outside = torch.where(shares > 0, score.unsqueeze(-1), -torch.inf).double().unsqueeze(-2).expand(*batch, n, m)
-        slots = torch.cat([room, shares], -1)
+        slots = torch.cat([room, shares], -1).view(-1, k + m).numpy()
         matching, status = solve_with_slots(torch.cat([values, outside], -1), slots, present, num_selected)
         return matching.assignment, torch.from_numpy(status)
 
