@@ -34,11 +34,11 @@ def slots_of_experts(capacity: int | torch.Tensor, batch: tuple[int, ...], n: in
     """The argument ``capacity`` as kernels take it, and for an int without a single tensor: small problems are solved
     in the time of a few of their operations.
 
-    :return: slots of every expert of every problem, int64 (b, k), at most n + 1: no expert holds more than n datapoints.
+    :return: slots of every expert of every problem, int64 (b, k), at most n + 1, as no expert holds more than n rows.
     :raises ValueError: as :func:`capacity_of_problems`.
     """
     size = math.prod(batch)
     if type(capacity) is int and capacity > 0:
-        return np.full((size, k), min(capacity, n + 1))
+        return np.full((size, k), min(capacity, n + 1), np.int64)
     capacities = capacity_of_problems(capacity, batch).numpy().reshape(size, 1)
     return np.repeat(np.minimum(capacities, n + 1), k, axis=1)

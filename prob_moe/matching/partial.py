@@ -1,5 +1,7 @@
 """The best assignment of as many datapoints as the experts can hold, the others left out."""
 
+import math
+
 import torch
 
 from prob_moe._transforms import without_derivative
@@ -54,7 +56,7 @@ def solve_partial_assignment(
     def solve(left_out: torch.Tensor, score: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         shares = (left_out.unsqueeze(-1) + torch.arange(m)) // m  # as equal as can be
         outside = torch.where(shares > 0, score.unsqueeze(-1), -torch.inf).double().unsqueeze(-2).expand(*batch, n, m)
-        slots = torch.cat([room, shares], -1).view(-1, k + m).numpy()
+        slots = torch.cat([room, shares], -1).view(math.prod(batch), k + m).numpy()
         matching, status = solve_with_slots(torch.cat([values, outside], -1), slots, present, num_selected)
         return matching.assignment, torch.from_numpy(status)
 
