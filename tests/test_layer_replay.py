@@ -164,6 +164,21 @@ def test_reentrant_checkpointing_is_refused_where_it_would_lose_the_gradient():
         routed.surrogate(out.sum(-1))
 
 
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_a_record_of_inference_mode_trains(distribution):
+    net, x = network(distribution), datapoints(6)
+    with torch.inference_mode(), record_routing() as rollout:
+        net(x)
+    record = rollout.record()
+    with replay_routing(record), record_routing() as routed:
+        out = net(x)
+    routed.surrogate(out.square().sum(-1)).sum().backward()
+    assert all(torch.equal(a.value, b.value) for a, b in zip(record.layers.values(), routed.record().layers.values()))
+    torch.testing.assert_close(
+        routed.log_ratio().exp(), routed.surrogate(torch.ones(6, dtype=torch.float64)).detach().to(torch.float64)
+    )
+
+
 @pytest.mark.parametrize("rule", [Switch, SampledGate, BASELayer, SinkhornBASE])
 def test_rules_replay_with_present_gates_and_have_no_ratio(rule):
     behaviour, present, x = network(rule, layers=1), network(rule, layers=1), datapoints(2, 7)

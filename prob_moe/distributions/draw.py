@@ -75,7 +75,7 @@ def attach(draw: AnyDraw) -> AnyDraw:
     plain: Any = detach_provenance(draw.value)
     # A copy, not the tensor itself: a cycle would hold the memory until the garbage collector runs, and what is written
     # into the tensor later can be told from what was drawn.
-    setattr(plain, _ATTRIBUTE, (replace(draw, value=plain.clone()), plain._version))
+    setattr(plain, _ATTRIBUTE, (replace(draw, value=plain.clone()), _writes(plain)))
     return draw
 
 
@@ -92,10 +92,15 @@ def draw_of(value: Tensor, kind: type[AnyDraw]) -> AnyDraw | None:
         return None
     draw, version = kept
     # The counter of writes spares the look at the values, which waits for the device. Copies count anew.
-    if plain._version != version and not torch.equal(draw.value, plain):
+    if (version is None or _writes(plain) != version) and not torch.equal(draw.value, plain):
         raise ValueError(
             f"value of shape {tuple(value.shape)} was written to in place after it had been drawn, so what the draw "
             "knew of it no longer holds: write into value.clone()"
         )
     found: AnyDraw = replace(draw, value=value)
     return found
+
+
+def _writes(value: Tensor) -> int | None:
+    """How often a tensor was written to; None where torch does not count, in inference mode."""
+    return None if value.is_inference() else value._version

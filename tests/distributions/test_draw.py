@@ -155,6 +155,22 @@ def test_a_value_frees_what_it_carries_without_the_garbage_collector() -> None:
         gc.enable()
 
 
+@pytest.mark.parametrize("procedure", PROCEDURES)
+def test_draws_of_inference_mode(procedure: type[AssignmentDistribution]) -> None:
+    """There torch does not count what is written into a tensor."""
+    logits = logits_of(N, K)
+    with torch.inference_mode():
+        value = procedure(logits, capacity=CAPACITY).sample()
+        weights = procedure(logits, capacity=CAPACITY).importance_weights(value)
+        written = procedure(logits, capacity=CAPACITY).sample()
+        written.sub_(1).add_(1)
+        assert draw_of(written, Draw) is not None
+        written[0] = (written[0] + 1) % K
+        with pytest.raises(ValueError, match="written to in place"):
+            draw_of(written, Draw)
+    torch.testing.assert_close(procedure(logits, capacity=CAPACITY).importance_weights(value), weights)
+
+
 class SamplesOnly(IndependentRouting):
     """A stranger's procedure that defines no draw."""
 
