@@ -90,10 +90,11 @@ def check_assignment_distribution(
     errors, with a fixed seed; the random state of the caller is left as it was.
 
     :param make: ``make(logits, capacity=c)`` -> distribution: the class, or any function that sets further options.
-        Where it takes ``mask`` and ``validate_args``, these are tried too.
+        Where it takes ``mask`` and ``validate_args``, these are tried too. ``functools.partial(MyRouting,
+        num_selected=2)`` is held to the contract of sets of experts.
     :param clauses: names of the clauses to check, of :data:`~prob_moe.testing.CLAUSES`; all by default.
     :param sizes: triples (n, k, capacity) to try; the first serves for clauses that need only one. Those with few
-        enough choices are enumerated.
+        enough choices are enumerated. Where m experts are selected, give :func:`~prob_moe.testing.sizes_of_sets`.
     :param num_samples: draws of every statistical clause.
     :param max_standard_errors: deviations below this pass.
     :param log_prob_tolerance: the relative error of the probability that ``log_prob`` claims for itself; above the

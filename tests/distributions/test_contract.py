@@ -1,5 +1,7 @@
 """What every assignment distribution owes: the public kit on each of ours, and the refusals word by word."""
 
+from functools import partial
+
 import pyro
 import pytest
 import torch
@@ -11,7 +13,7 @@ from prob_moe.distributions import (
     GumbelMatching,
     IndependentRouting,
 )
-from prob_moe.testing import check_assignment_distribution
+from prob_moe.testing import check_assignment_distribution, sizes_of_sets
 
 DISTRIBUTIONS = [IndependentRouting, CapacitySkip, GumbelMatching, DependentRounding]
 #: the relative error that log_prob claims for its numerical integral, where it is one
@@ -32,6 +34,18 @@ def test_contract(distribution: type[AssignmentDistribution]) -> None:
     assert ("capacity holds" in report.passed) == distribution.limited
     assert ("the enumeration is the support" in report.passed) == distribution.has_enumerate_support
     assert ("log_prob equals frequencies" in report.passed) == (distribution is not DependentRounding)
+
+
+@pytest.mark.parametrize("num_selected", [1, 2, 3])
+@pytest.mark.parametrize("distribution", [IndependentRouting, CapacitySkip, DependentRounding])
+def test_contract_of_sets(distribution: type[AssignmentDistribution], num_selected: int) -> None:
+    make = partial(distribution, num_selected=num_selected)
+    report = check_assignment_distribution(make, sizes=sizes_of_sets(num_selected))
+    assert "weights are unbiased" in report.passed
+    assert "keep probabilities count who is kept" in report.passed
+    assert ("weights of pairs are unbiased" in report.passed) == (distribution is not DependentRounding)
+    assert ("log_prob equals frequencies" in report.passed) == (distribution is not DependentRounding)
+    assert ("the enumeration is the support" in report.passed) == distribution.has_enumerate_support
 
 
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)

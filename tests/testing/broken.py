@@ -280,6 +280,21 @@ class KnowsDrawsByIdentity(CapacitySkip):
         return super().importance_weights(value)
 
 
+class WeighsPairsOfChoices(CapacitySkip):
+    """Forgets that both experts must have kept the datapoint."""
+
+    def __init__(self, logits: Tensor, **kwargs: Any) -> None:
+        super().__init__(logits, num_selected=min(2, logits.shape[-1]), **kwargs)
+
+    def _pair_log_overflow(self, value: Tensor) -> float:
+        return 0.0
+
+
+class KeepsForCertain(CapacitySkip):
+    def keep_probability(self, value: Tensor) -> Tensor:
+        return torch.ones_like(value, dtype=self.logits.dtype)
+
+
 class CannotBePickled(IndependentRouting):
     def __init__(self, logits: Tensor, **kwargs: Any) -> None:
         super().__init__(logits, **kwargs)

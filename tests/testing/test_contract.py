@@ -65,6 +65,16 @@ BROKEN = [
         "weights are unbiased",
         r"E\[w 1\{z_\d = \d\}\] is 0\.\d+ ± 0\.\d+, the router has 0\.\d+",
     ),
+    (
+        broken.WeighsPairsOfChoices,
+        "weights of pairs are unbiased",
+        r"experts \d and \d of datapoint \d have the mean .* p_a p_b is .* standard errors off",
+    ),
+    (
+        broken.KeepsForCertain,
+        "keep probabilities count who is kept",
+        r"datapoint \d is kept 0\.\d+ ± 0\.\d+ times as often as keep_probability says",
+    ),
     (broken.WeighsDropped, "weights are 0 where dropped", "a dropped datapoint has a weight of 1"),
     (broken.WeighsNegatively, "weights are 0 where dropped", "a weight is -2"),
     (broken.DifferentiatesWeights, "weights carry no gradient", "require a gradient"),
@@ -102,7 +112,7 @@ def test_every_clause_is_seen_to_fail() -> None:
 
 
 def test_all_failures_are_reported_at_once() -> None:
-    with pytest.raises(ContractError, match="KnowsDrawsByIdentity breaks 2 of 25 clauses") as caught:
+    with pytest.raises(ContractError, match="KnowsDrawsByIdentity breaks 2 of 27 clauses") as caught:
         check_assignment_distribution(broken.KnowsDrawsByIdentity)
     report = caught.value.report
     assert list(report.failed) == ["provenance is kept", "copies go on"]

@@ -23,6 +23,8 @@ CLAUSES: dict[str, Callable[[Setting], str]] = {
     "log_prob has second derivatives or says so": law.twice_differentiable,
     "score_function scores the law": law.score,
     "weights are unbiased": weights.unbiased,
+    "weights of pairs are unbiased": weights.pairs,
+    "keep probabilities count who is kept": weights.kept,
     "weights are 0 where dropped": weights.dropped,
     "weights carry no gradient": weights.without_gradient,
     "expanded draws are independent": program.expansion,

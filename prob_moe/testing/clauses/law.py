@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from prob_moe.distributions import AssignmentDistribution
+from prob_moe.distributions.sets import entries_of
 from prob_moe.distributions.support import router_choices
 from prob_moe.testing.clauses.setting import ClauseFailed, ClauseSkipped, Setting, Size, expect, log_prob_of
 from prob_moe.testing.finite_differences import central_difference
@@ -18,7 +19,11 @@ def router(setting: Setting) -> str:
         value = routing.sample(torch.Size((100,)))
         ours = routing.router_log_prob(value)
         log_p = logits.log_softmax(-1).expand(100, *logits.shape)
-        expected = log_p.gather(-1, router_choices(value).unsqueeze(-1)).squeeze(-1)
+        choices = router_choices(value)
+        if routing.num_selected is None:
+            expected = log_p.gather(-1, choices.unsqueeze(-1)).squeeze(-1)
+        else:
+            expected = log_p.gather(-1, choices.mT).mT
         difference = float((ours - expected).detach().abs().max())
         expect(difference < 1e-9, f"at {size}, router_log_prob differs by {difference:.4g} nats from log_softmax")
         expect(ours.requires_grad, f"at {size}, router_log_prob carries no gradient to the logits")
@@ -33,6 +38,7 @@ def normalised(setting: Setting) -> str:
     worst = 0.0
     for size in setting.enumerable_sizes:
         routing = setting.routing(size)
+        log_prob_of(routing, routing.sample(torch.Size((1,))))
         total = float(log_prob_of(routing, all_values(routing, size)).exp().sum())
         expect(
             abs(total - 1) <= setting.log_prob_tolerance,
@@ -48,9 +54,9 @@ def frequencies(setting: Setting) -> str:
     worst = 0.0
     for size in setting.enumerable_sizes:
         routing = setting.routing(size)
-        listed = all_values(routing, size)
-        log_prob_of(routing, listed[:1])
         drawn = routing.sample(torch.Size((setting.num_samples,)))
+        log_prob_of(routing, drawn[:1])
+        listed = all_values(routing, size)
         values, counts = torch.cat([listed, drawn]).unique(dim=0, return_counts=True)
         expect(
             len(values) == len(listed), f"at {size}, draws show {len(values) - len(listed)} values that are not listed"
@@ -151,13 +157,13 @@ def score(setting: Setting) -> str:
         routing = setting.make(many, capacity=size.capacity)
         value = routing.sample()
         try:
-            surrogate = routing.score_function(value) * _payoff(payoffs, value)
+            surrogate = routing.score_function(value) * _payoff(payoffs, value, routing.num_selected)
         except NotImplementedError as error:
             raise ClauseSkipped(f"no score_function: {error}") from None
         draws = torch.autograd.grad(surrogate.sum(), many)[0]
         single = setting.make(logits, capacity=size.capacity)
         values = all_values(single, size)
-        expectation = (log_prob_of(single, values).exp() * _payoff(payoffs, values)).sum()
+        expectation = (log_prob_of(single, values).exp() * _payoff(payoffs, values, routing.num_selected)).sum()
         exact = torch.autograd.grad(expectation, logits)[0]
         off = deviation(draws, exact, least_error=setting.log_prob_tolerance)
         distance, index = off.worst()
@@ -171,21 +177,26 @@ def score(setting: Setting) -> str:
     return f"largest deviation {worst:.1f} standard errors"
 
 
-def _payoff(payoffs: Tensor, value: Tensor) -> Tensor:
-    """The sum over processed datapoints of a table (n, k), for values (*, n)."""
-    index = router_choices(value).unsqueeze(-1)
-    return (payoffs.expand(*value.shape, payoffs.shape[-1]).gather(-1, index).squeeze(-1) * (value >= 0)).sum(-1)
+def _payoff(payoffs: Tensor, value: Tensor, num_selected: int | None) -> Tensor:
+    """The sum over processed entries of a table (n, k), for values (*, n) or (*, m, n)."""
+    processed = entries_of(payoffs, router_choices(value), num_selected) * (value >= 0)
+    return processed.sum(-1) if num_selected is None else processed.sum((-2, -1))
 
 
 def all_values(routing: AssignmentDistribution, size: Size) -> Tensor:
-    """``enumerate_support``, or where there is none, every code that ``support`` admits, long (count, n)."""
+    """``enumerate_support``, or where there is none, every code that ``support`` admits, long (count, *event)."""
     try:
         return routing.enumerate_support()
     except NotImplementedError:
         pass
     n, k, _ = size
+    m = routing.num_selected or 1
     codes = torch.arange(-k, k, device=routing.logits.device)
-    everything = torch.cartesian_prod(*[codes] * n).reshape(-1, n)
+    one = torch.cartesian_prod(*[codes] * m).reshape(-1, m)
+    # What one datapoint can have, before all are combined: the rest would be far too many.
+    one = one[(router_choices(one).diff(dim=-1) > 0).all(-1)]
+    every = torch.cartesian_prod(*[torch.arange(len(one), device=codes.device)] * n).reshape(-1, n)
+    everything = one[every].mT.reshape(-1, *routing.event_shape)
     admitted = everything[routing.support.check(everything)]
     if not len(admitted):
         raise ClauseFailed(f"at {size}, support admits no value")

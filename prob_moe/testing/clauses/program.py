@@ -23,16 +23,16 @@ def expansion(setting: Setting) -> str:
     size = setting.sizes[0]
     grown = setting.routing(size, 2, 1).expand(torch.Size((2, 3)))
     expect(grown.batch_shape == (2, 3), f"expand([2, 3]) has batch_shape {tuple(grown.batch_shape)}")
-    expect_shape("sample after expand([2, 3])", size, grown.sample(), (2, 3, size.num_datapoints))
+    expect_shape("sample after expand([2, 3])", size, grown.sample(), (2, 3, *setting.event(size)))
     routing = setting.routing(size)
     count = setting.num_samples
     many = routing.expand(torch.Size((count,)))
     value = many.sample()
-    if size.num_experts > 1:
+    if setting.choices(size) > 1:
         distinct = len(value.unique(dim=0))
         expect(distinct > 1, f"at {size}, the {count} draws of an expanded distribution are all the same")
     weights = many.importance_weights(value)
-    expect_shape(f"importance_weights after expand([{count}])", size, weights, (count, size.num_datapoints))
+    expect_shape(f"importance_weights after expand([{count}])", size, weights, (count, *setting.event(size)))
     off = expect_unbiased(setting, f"{size}, expanded to {count}", value, weights, routing.logits)
     try:
         few = routing.expand(torch.Size((50,)))
@@ -130,9 +130,9 @@ def seeds(setting: Setting) -> str:
     for _ in range(2):
         torch.manual_seed(3)
         draws.append(routing.sample(torch.Size((50,))))
-    different = int((draws[0] != draws[1]).any(-1).sum())
+    different = int((draws[0] != draws[1]).flatten(1).any(-1).sum())
     expect(not different, f"at {size}, {different} of 50 draws differ under the same torch.manual_seed")
-    if size.num_experts > 1:
+    if setting.choices(size) > 1:
         following = routing.sample(torch.Size((50,)))
         expect(not torch.equal(draws[1], following), f"at {size}, 50 further draws repeat the 50 before")
     return ""
@@ -160,13 +160,17 @@ def tracing(setting: Setting) -> str:
 
 def refusals(setting: Setting) -> str:
     """
-    NaN logits, a bad capacity and, where nobody can be dropped, too many datapoints are refused by a ValueError that
-    names the argument.
+    NaN logits, fewer allowed experts than a datapoint needs, a bad capacity and, where nobody can be dropped, too many
+    datapoints are refused by a ValueError that names the argument.
     """
     size = setting.sizes[0]
     limited, drops = setting.routing(size).limited, setting.routing(size).drops
     logits = setting.logits(size)
     _expect_refused(setting, "NaN logits", "logits", logits.masked_fill(logits > 0, torch.nan), size.capacity)
+    m = setting.num_selected
+    if m is not None and m > 1:
+        few = logits.index_fill(-1, torch.arange(m - 1, size.num_experts, device=logits.device), -torch.inf)
+        _expect_refused(setting, f"{m - 1} allowed experts", f"num_selected={m}", few, size.capacity)
     if not limited:
         raise ClauseSkipped("NaN logits are refused; limited is False, so capacity was not tried")
     for bad in (0, -1, 1.5):

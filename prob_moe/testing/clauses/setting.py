@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import comb
 from typing import Any, NamedTuple
 
 import torch
@@ -42,8 +43,20 @@ SIZES = (
     Size(1, 1, 1),
 )
 
-#: sizes with at most this many choices k^n are enumerated
+#: sizes with at most this many choices, k^n or binom(k, m)^n, are enumerated
 MAX_CHOICES = 300
+
+
+def sizes_of_sets(num_selected: int) -> tuple[Size, ...]:
+    """
+    Sizes for procedures that select m experts for each datapoint: those above that have enough experts, with m times
+    the capacity, and one in which most datapoints lose an expert.
+    """
+    m = num_selected
+    return (
+        *(Size(n, k, min(n, m * c)) for n, k, c in SIZES if k >= m),
+        Size(4, m + 1, 1),
+    )
 
 
 @dataclass(frozen=True)
@@ -59,7 +72,27 @@ class Setting:
 
     @property
     def enumerable_sizes(self) -> list[Size]:
-        return [size for size in self.sizes if size.num_experts**size.num_datapoints <= MAX_CHOICES]
+        return [size for size in self.sizes if self.choices(size) ** size.num_datapoints <= MAX_CHOICES]
+
+    @property
+    def num_selected(self) -> int | None:
+        """How many experts the procedure selects for each datapoint; None without a dimension for them."""
+        return self.routing(self.sizes[0]).num_selected
+
+    def event(self, size: Size) -> tuple[int, ...]:
+        """The event shape, (n,) or (m, n)."""
+        m = self.num_selected
+        return (size.num_datapoints,) if m is None else (m, size.num_datapoints)
+
+    def choices(self, size: Size) -> int:
+        """What one datapoint can choose: one of k experts, or of the sets of m."""
+        return comb(size.num_experts, self.num_selected or 1)
+
+    @property
+    def padded_size(self) -> Size:
+        """A tight problem of which 4 of the 6 datapoints are present."""
+        m = self.num_selected or 1
+        return Size(6, m + 1, -(-4 * m // (m + 1)))
 
     def logits(self, size: Size, *batch: int) -> Tensor:
         """The same float64 logits (*batch, n, k) whenever asked: unbalanced, neither flat nor sharp."""
@@ -68,12 +101,14 @@ class Setting:
         return (1.5 * torch.randn(shape, generator=generator, dtype=torch.float64)).to(self.device)
 
     def constrained_logits(self, size: Size) -> Tensor:
-        """The same, with experts forbidden to some datapoints; datapoint i may still go to expert i mod k."""
+        """The same, with experts forbidden to some datapoints; datapoint i may still go to expert i mod k, and to m."""
         logits = self.logits(size)
         n, k, _ = size
+        m = self.num_selected or 1
         for i in range(1, min(n, k)):
-            logits[i, (i + 1) % k] = -torch.inf
-        logits[0, 1:] = -torch.inf
+            if k > m:
+                logits[i, (i + 1) % k] = -torch.inf
+        logits[0, m:] = -torch.inf
         return logits
 
     def routing(self, size: Size, *batch: int) -> AssignmentDistribution:

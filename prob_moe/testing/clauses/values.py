@@ -12,7 +12,6 @@ from prob_moe.distributions.support import router_choices
 from prob_moe.testing.clauses.setting import (
     ClauseSkipped,
     Setting,
-    Size,
     expect,
     expect_shape,
 )
@@ -27,28 +26,34 @@ def shapes(setting: Setting) -> str:
         for batch, sample in (((), ()), ((), (1,)), ((1,), (2,)), ((2, 3), (2, 1)), ((2, 1), (1,))):
             routing = setting.routing(size, *batch)
             lead = (*sample, *batch)
+            event = setting.event(size)
             expect(
-                routing.batch_shape == batch and routing.event_shape == (n,),
+                routing.batch_shape == batch and routing.event_shape == event,
                 f"at {size}, logits {(*batch, n, k)} give batch_shape {tuple(routing.batch_shape)} and event_shape "
                 f"{tuple(routing.event_shape)}",
             )
-            inferred = routing.infer_shapes(routing.logits.shape)
+            several = {} if routing.num_selected is None else {"num_selected": routing.num_selected}
+            inferred = routing.infer_shapes(routing.logits.shape, **several)
             expect(
                 inferred == (routing.batch_shape, routing.event_shape),
-                f"at {size}, infer_shapes says {inferred} for batch_shape {tuple(batch)} and event_shape {(n,)}",
+                f"at {size}, infer_shapes says {inferred} for batch_shape {tuple(batch)} and event_shape {event}",
             )
             value = routing.sample(torch.Size(sample))
             where = f"with sample_shape {sample} and batch_shape {batch}"
-            expect_shape(f"sample {where}", size, value, (*lead, n))
-            expect_shape(f"importance_weights {where}", size, routing.importance_weights(value), (*lead, n))
-            expect_shape(f"router_log_prob {where}", size, routing.router_log_prob(value), (*lead, n))
+            expect_shape(f"sample {where}", size, value, (*lead, *event))
+            expect_shape(f"importance_weights {where}", size, routing.importance_weights(value), (*lead, *event))
+            expect_shape(f"router_log_prob {where}", size, routing.router_log_prob(value), (*lead, *event))
             expect_shape(f"loads {where}", size, routing.loads(value), (*lead, k))
-            expect_shape(f"mode {where}", size, routing.mode, (*batch, n))
+            expect_shape(f"mode {where}", size, routing.mode, (*batch, *event))
             with suppress(NotImplementedError):
                 expect_shape(f"log_prob {where}", size, routing.log_prob(value), lead)
+            with suppress(NotImplementedError):
+                expect_shape(f"keep_probability {where}", size, routing.keep_probability(value), (*lead, n))
+            with suppress(NotImplementedError):
+                expect_shape(f"pair_weights {where}", size, routing.pair_weights(value), (*lead, event[0], *event))
         with pyro.poutine.block(), pyro.plate("replicas", 1, dim=-2):
             value = pyro.sample("z", setting.routing(size, 1, 1))
-        expect_shape("a site in a plate of size 1", size, value, (1, 1, n))
+        expect_shape("a site in a plate of size 1", size, value, (1, 1, *setting.event(size)))
     return f"{len(setting.sizes)} sizes"
 
 
@@ -90,7 +95,7 @@ def capacity(setting: Setting) -> str:
         value = routing.sample(torch.Size((1000,)))
         for what, assignment in (("draw", value), ("mode", routing.mode)):
             processed = one_hot(assignment.clamp(min=0), size.num_experts) * (assignment >= 0).unsqueeze(-1)
-            loads = processed.sum(-2)
+            loads = processed.sum(tuple(range(-1 - len(routing.event_shape), -1)))
             largest = int(loads.max())
             expect(largest <= size.capacity, f"at {size}, a {what} gives {largest} datapoints to one expert")
             expect(torch.equal(routing.loads(assignment), loads), f"at {size}, loads miscounts a {what}")
@@ -103,15 +108,15 @@ def enumeration(setting: Setting) -> str:
     for size in setting.enumerable_sizes:
         routing = setting.routing(size, 2)
         values = enumerated(routing)
-        n, count = size.num_datapoints, len(values)
-        expect_shape("enumerate_support()", size, values, (count, 2, n))
-        expect_shape("enumerate_support(False)", size, routing.enumerate_support(expand=False), (count, 1, n))
+        event, count = setting.event(size), len(values)
+        expect_shape("enumerate_support()", size, values, (count, 2, *event))
+        expect_shape("enumerate_support(False)", size, routing.enumerate_support(expand=False), (count, 1, *event))
         grown = routing.expand(torch.Size((3, 2))).enumerate_support()
-        expect_shape("enumerate_support() after expand([3, 2])", size, grown, (count, 3, 2, n))
+        expect_shape("enumerate_support() after expand([3, 2])", size, grown, (count, 3, 2, *event))
         unique = len(values[:, 0].unique(dim=0))
         expect(unique == count, f"at {size}, only {unique} of the {count} values enumerated are unique")
         outside = int((~routing.support.check(values)).sum())
-        expect(not outside, f"at {size}, {outside} of the {values[..., 0].numel()} values are outside the support")
+        expect(not outside, f"at {size}, {outside} of the {2 * count} values are outside the support")
         drawn = setting.routing(size).sample(torch.Size((1000,)))
         seen = len(torch.cat([values[:, 0], drawn]).unique(dim=0))
         expect(seen == count, f"at {size}, 1000 draws show {seen - count} values that the {count} enumerated lack")
@@ -163,7 +168,7 @@ def padding(setting: Setting) -> str:
     """Masked datapoints are coded -1, weigh nothing, take no capacity, and leave the law of the others alone."""
     if not setting.takes("mask"):
         raise ClauseSkipped("make takes no mask")
-    size = Size(6, 2, 2)
+    size = setting.padded_size
     mask = torch.tensor([True, True, False, True, False, True], device=setting.device)
     logits = setting.logits(size)
     present = logits[mask]
@@ -171,19 +176,19 @@ def padding(setting: Setting) -> str:
     routing = setting.make(logits, capacity=size.capacity, mask=mask)
     value = routing.sample(torch.Size((setting.num_samples,)))
     for what, assignment in (("draws", value), ("mode", routing.mode.unsqueeze(0))):
-        wrong = int((assignment[:, ~mask] != -1).sum())
+        wrong = int((assignment[..., ~mask] != -1).sum())
         expect(not wrong, f"{wrong} padding entries of the {what} are not coded -1")
         expect(routing.support.check(assignment).all(), f"the {what} with padding leave the support")
     weights = routing.importance_weights(value)
-    heaviest = float(weights[:, ~mask].abs().max())
+    heaviest = float(weights[..., ~mask].abs().max())
     expect(heaviest == 0, f"padding has a weight of {heaviest:.4g}")
-    largest = float(routing.router_log_prob(value)[:, ~mask].abs().max())
+    largest = float(routing.router_log_prob(value)[..., ~mask].abs().max())
     expect(largest == 0, f"router_log_prob of padding is {largest:.4g} instead of 0")
-    off = expect_unbiased(setting, f"{size} with 2 of 6 masked", value[:, mask], weights[:, mask], present)
+    off = expect_unbiased(setting, f"{size} with 2 of 6 masked", value[..., mask], weights[..., mask], present)
     alone = setting.make(present, capacity=size.capacity)
-    law = _expect_same_law(setting, value[:, mask], alone.sample(torch.Size((setting.num_samples,))))
+    law = _expect_same_law(setting, value[..., mask], alone.sample(torch.Size((setting.num_samples,))))
     with suppress(NotImplementedError):
-        ours, theirs = routing.log_prob(value[:100]), alone.log_prob(value[:100, mask])
+        ours, theirs = routing.log_prob(value[:100]), alone.log_prob(value[:100][..., mask])
         difference = float((ours - theirs).masked_fill(ours == theirs, 0.0).abs().max())
         expect(
             difference <= max(1e-9, 2 * setting.log_prob_tolerance),
@@ -196,7 +201,7 @@ def junk(setting: Setting) -> str:
     """No value, weight, probability or gradient depends on what stands in padded rows, NaN for one."""
     if not setting.takes("mask"):
         raise ClauseSkipped("make takes no mask")
-    size = Size(6, 2, 2)
+    size = setting.padded_size
     mask = torch.tensor([True, True, False, True, False, True], device=setting.device)
     state = torch.random.get_rng_state()
     reference: dict[str, Tensor] = {}
@@ -225,6 +230,8 @@ def _expect_same_law(setting: Setting, padded: Tensor, alone: Tensor) -> float:
     """:returns: the largest difference in how often a datapoint is processed by an expert, in standard errors."""
     k = int(router_choices(torch.cat([padded, alone])).max()) + 1
     processed = [one_hot(v.clamp(min=0), k).double() * (v >= 0).unsqueeze(-1) for v in (padded, alone)]
+    if padded.dim() == 3:
+        processed = [entries.sum(-3) for entries in processed]
     difference = processed[0] - processed[1]
     # Counts of rare events are not normal: none is judged as if fewer than 25 were expected.
     off = deviation(difference, torch.zeros_like(difference[0]), least_error=5 / len(alone))
