@@ -52,7 +52,8 @@ class ExpertLayer(nn.Module):
     too, for :class:`~prob_moe.estimators.TraceRouting_ELBO` or the balanced objective. It stands outside of the data
     plate, as in :class:`~prob_moe.mixture.MixtureOfExperts`: call the layer there, in the plates of its batches at
     dims -2 and further left. The losses of rules and ``load_balancing`` are sites ``<name>_loss``, minus the loss times
-    the present datapoints; they train by their own gradient alone, and no score function sees them.
+    the present datapoints; they train by their own gradient alone, and no score function sees them. As everywhere in
+    Pyro, ``SVI`` moves the parameters of a network that is a ``PyroModule`` or is given to ``pyro.module``.
 
     The output of a dropped datapoint is 0 (x, for experts with ``residual``), and its importance weight is 0: its loss
     counts nothing under the router objective. The output of padding is 0.

@@ -10,11 +10,12 @@ import pytest
 import torch
 from pyro.distributions import Normal
 from pyro.infer.tracegraph_elbo import TrackNonReparam
+from pyro.nn import PyroModule
 from pyro.ops.provenance import get_provenance
 from torch import nn
 
 from prob_moe.distributions import CapacitySkip, DependentRounding, GumbelMatching, IndependentRouting
-from prob_moe.estimators import DecayingAverage, LeaveOneOut, TraceRouting_ELBO, balanced_objective
+from prob_moe.estimators import DecayingAverage, LeaveOneOut, TraceRouting_ELBO
 from prob_moe.experts import BatchedExperts
 from prob_moe.layer import ExpertLayer
 from prob_moe.recording import record_routing
@@ -143,7 +144,7 @@ def test_whatever_stands_in_padding_changes_nothing(assignment, training):
 # In Pyro -------------------------------------------------------------------------------------------------------------
 
 
-class Model(nn.Module):
+class Model(PyroModule):
     def __init__(self, first, second):
         super().__init__()
         self.first, self.second = first, second
@@ -189,11 +190,15 @@ def test_experts_of_any_form_keep_the_provenance_of_what_they_process(second, st
 
 @pytest.mark.parametrize("elbo", [pyro.infer.Trace_ELBO, pyro.infer.TraceGraph_ELBO])
 @pytest.mark.parametrize("assignment", [CapacitySkip, GumbelMatching, Switch])
-def test_balanced_objective_in_pyro(assignment, elbo):
+def test_pyros_own_elbos(assignment, elbo):
+    """With a guide that draws from the layers' own procedures: the balanced objective."""
     model = Model(layer_of(assignment), layer_of(assignment))
+    guide = pyro.poutine.block(model, hide_fn=lambda site: site["name"] not in ("first", "second"))
     x, y = datapoints(2, 5), torch.randn(2, 5, dtype=torch.float64)
-    assert elbo(max_plate_nesting=2).loss_and_grads(*balanced_objective(model), x, y) > 0
-    assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
+    assert elbo(max_plate_nesting=2).loss_and_grads(model, guide, x, y) > 0
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert bool(parameter.grad.isfinite().all()), name
 
 
 @every_distribution
