@@ -33,11 +33,12 @@ def test_second_derivatives_in_every_order(hidden: int | None) -> None:
             torch.testing.assert_close(outer(inner(loss, argnum), argnum)(x, parameters), expected)
     # The reference itself, by finite differences.
     gradient = torch.func.grad(loss)
-    unit = torch.zeros_like(x)
-    unit[1, 2] = 1e-5
-    finite = (gradient(x + unit, parameters) - gradient(x - unit, parameters)) / 2e-5
-    torch.testing.assert_close(jacrev(jacrev(loss))(x, parameters)[1, 2], finite, atol=1e-7, rtol=0)
-    assert finite.abs().max() > 0.01
+    # Along all datapoints at once: the hidden units of a single one may all be off.
+    step = 1e-5 * torch.ones_like(x)
+    finite = (gradient(x + step, parameters) - gradient(x - step, parameters)) / 2e-5
+    along = jacrev(jacrev(loss))(x, parameters).sum((-2, -1))
+    torch.testing.assert_close(along, finite, atol=1e-6, rtol=0)
+    assert finite.abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("hidden", [None, 5])

@@ -36,7 +36,7 @@ def test_modes_of_differentiation_agree(router: Router) -> None:
     loss(leaf).backward()
     gradient = torch.func.grad(loss)(logits)
     torch.testing.assert_close(gradient, leaf.grad)
-    assert gradient.abs().max() > 0.01
+    assert gradient.abs().max() > 1e-6
     direction = torch.randn_like(logits)
     torch.testing.assert_close(torch.func.jvp(loss, (logits,), (direction,))[1], (gradient * direction).sum())
     with torch.autograd.forward_ad.dual_level():
