@@ -11,8 +11,10 @@ def spelling(name: str) -> str:
 
     >>> spelling("Gumbel-Matching, unweighted")
     'gumbel-matching-unweighted'
+    >>> spelling("σ-MoE")
+    'sigma-moe'
     """
-    return re.sub(r"[\s,-]+", "-", name.strip().lower())
+    return re.sub(r"[\s,-]+", "-", name.strip().lower().replace("σ", "sigma"))
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -9,13 +9,8 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 
 from inference.decaying_average import DecayingAverage
-from prob_moe.distributions import (
-    AssignmentDistribution,
-    CapacitySkip,
-    DependentRounding,
-    GumbelMatching,
-    IndependentRouting,
-)
+from inference.procedures import PROCEDURES
+from prob_moe.distributions import AssignmentDistribution
 from prob_moe.estimators import LeaveOneOut_ELBO, TraceRouting_ELBO, balanced_objective
 
 
@@ -30,7 +25,7 @@ class BatchLoss(Protocol):
 
 
 class Assignment(StrEnum):
-    """Names of the assignment distributions."""
+    """Names of the assignment distributions, those of :mod:`inference.procedures`."""
 
     INDEPENDENT = "independent"
     SKIP = "skip"
@@ -39,15 +34,7 @@ class Assignment(StrEnum):
 
     @property
     def distribution(self) -> type[AssignmentDistribution]:
-        return _DISTRIBUTIONS[self]
-
-
-_DISTRIBUTIONS: dict[Assignment, type[AssignmentDistribution]] = {
-    Assignment.INDEPENDENT: IndependentRouting,
-    Assignment.SKIP: CapacitySkip,
-    Assignment.GUMBEL_MATCHING: GumbelMatching,
-    Assignment.DEPENDENT_ROUNDING: DependentRounding,
-}
+        return PROCEDURES[self]
 
 
 class Estimator(StrEnum):

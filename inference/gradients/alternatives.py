@@ -34,10 +34,10 @@ def alternatives() -> list[GradientEstimator]:
         _alternative("SparseMixer v1, no window", _limited(routers.SparseMixer, epsilon=math.inf), Objective.GATED),
         _alternative("SparseMixer v2, no window", _limited(routers.SparseMixerV2, epsilon=math.inf), Objective.GATED),
         _alternative("Gumbel-softmax", _limited(routers.GumbelSoftmax), Objective.ROUTER),
-        _alternative("DenseMixer, top 1", _limited(routers.DenseMixer), Objective.OWN, deterministic=True, biased=True),
+        _alternative("DenseMixer", _limited(routers.DenseMixer), Objective.OWN, deterministic=True, biased=True),
         *(
-            _alternative(name, make, Objective.OWN, deterministic=True, biased=False)
-            for name, make in {
+            _alternative(label, make, Objective.OWN, deterministic=True, biased=False)
+            for label, make in {
                 "Switch": switch,
                 "BASE": _limited(routers.BASELayer),
                 "S-BASE": _limited(routers.SinkhornBASE),
@@ -48,7 +48,7 @@ def alternatives() -> list[GradientEstimator]:
                 "loss-free bias": lambda p: routers.LossFreeBias(
                     p.setting.k, rate=0.0, capacity_factor=p.setting.capacity_factor
                 ),
-                "hash routing": _limited(routers.HashRouting),
+                "hash": _limited(routers.HashRouting),
                 "SMEAR": lambda problem: routers.SMEAR(),
                 "Soft MoE": lambda problem: routers.SoftMoE(),
                 "dense mixture": lambda problem: routers.DenseMixture(),
@@ -62,7 +62,7 @@ def _limited(kind: Callable[..., routers.Router], **options: Any) -> Make:
 
 
 def _alternative(
-    name: str, make: Make, objective: Objective, *, deterministic: bool = False, biased: bool = True
+    label: str, make: Make, objective: Objective, *, deterministic: bool = False, biased: bool = True
 ) -> GradientEstimator:
     def loss(problem: Problem, mixture: MixtureOfExperts, copies: int) -> Loss:
         x, y = problem.data(copies)
@@ -73,7 +73,7 @@ def _alternative(
             return exact_gradient(problem, gated_objective)
         return exact_router_gradient(problem) if objective is Objective.ROUTER else own_gradient(problem, make)
 
-    return GradientEstimator(name, Baseline.ABSENT, objective, loss, exact, deterministic=deterministic, biased=biased)
+    return GradientEstimator(label, Baseline.ABSENT, objective, loss, exact, deterministic=deterministic, biased=biased)
 
 
 def router_loss(router: routers.Router, mixture: MixtureOfExperts, x: Tensor, y: Tensor) -> Tensor:

@@ -21,7 +21,9 @@ from inference.gradients.problem import (
     exact_gradient,
     router_objective,
 )
-from prob_moe.distributions import CapacitySkip, DependentRounding, GumbelMatching, IndependentRouting
+from inference.names import spelling
+from inference.procedures import PROCEDURES, label
+from prob_moe.distributions import DependentRounding, IndependentRouting
 from prob_moe.estimators import TraceRouting_ELBO
 from prob_moe.estimators import balanced_objective as balanced_pair
 from prob_moe.mixture import MixtureOfExperts
@@ -53,7 +55,7 @@ class Baseline(StrEnum):
     DECAYING = "decaying"
     LEAVE_ONE_OUT = "leave-one-out"
     #: E[f_i], which a learned baseline tends to
-    VALUE = "expected cost"
+    VALUE = "expected-cost"
     #: there is no score function that could have one
     ABSENT = ""
 
@@ -76,7 +78,7 @@ def pareto_shape(procedure: Procedure) -> Callable[[Problem], float | None]:
 @dataclass(frozen=True)
 class GradientEstimator:
     """
-    :param name: how tables call it.
+    :param label: how tables and pictures call it; its name is that, as one types it.
     :param baseline: what is subtracted from the cost.
     :param objective: what it claims, or, of a biased twin, what it means, to be the gradient of.
     :param loss: from a problem, its stacked copies and their number to the loss.
@@ -88,7 +90,7 @@ class GradientEstimator:
     :param weight_pareto_k: from a problem to the Pareto shape of the importance weights, by their law; None if unknown.
     """
 
-    name: str
+    label: str
     baseline: Baseline
     objective: Objective
     loss: Callable[[Problem, MixtureOfExperts, int], Loss]
@@ -98,6 +100,10 @@ class GradientEstimator:
     deterministic: bool = False
     biased: bool = False
     weight_pareto_k: Callable[[Problem], float | None] = no_weights
+
+    @property
+    def name(self) -> str:
+        return spelling(self.label)
 
 
 # The router objective ------------------------------------------------------------------------------------------------
@@ -126,7 +132,7 @@ def routing_estimator(
         return partial(elbo.differentiable_loss, model, _no_guide)
 
     return GradientEstimator(
-        name=name if weighted else f"{name}, unweighted",
+        label=label(name) if weighted else f"{label(name)}, unweighted",
         baseline=baseline,
         objective=Objective.ROUTER,
         loss=loss,
@@ -176,7 +182,7 @@ def balanced_estimator(name: str, procedure: Procedure, baseline: Baseline) -> G
         return BalancedLoss(problem, mixture, copies, decaying_baseline=baseline is Baseline.DECAYING)
 
     return GradientEstimator(
-        name=name,
+        label=label(name),
         baseline=baseline,
         objective=Objective.BALANCED,
         loss=loss,
@@ -224,13 +230,6 @@ class BalancedLoss:
 #: dependent rounding of the router's own marginals, their overflow skipped
 ROUTER_MARGINALS = partial(DependentRounding, marginals="router")
 
-PROCEDURES: dict[str, Procedure] = {
-    "independent": IndependentRouting,
-    "skip": CapacitySkip,
-    "Gumbel-Matching": GumbelMatching,
-    "dependent rounding": DependentRounding,
-}
-
 
 def estimators() -> list[GradientEstimator]:
     """
@@ -243,10 +242,10 @@ def estimators() -> list[GradientEstimator]:
         for name, procedure in PROCEDURES.items()
         for baseline in (*simple, Baseline.VALUE)
     ]
-    rows += [routing_estimator("dependent rounding, router marginals", ROUTER_MARGINALS, b) for b in simple[:2]]
+    rows += [routing_estimator("dependent-rounding-router-marginals", ROUTER_MARGINALS, b) for b in simple[:2]]
     for name, procedure in PROCEDURES.items():
         if procedure is not IndependentRouting:  # its weights are 1
             rows += [routing_estimator(name, procedure, b, weighted=False) for b in simple]
-    for name in ("skip", "Gumbel-Matching"):
-        rows += [balanced_estimator(f"{name}, balanced", PROCEDURES[name], b) for b in simple[:2]]
+    for name in ("skip", "gumbel-matching"):
+        rows += [balanced_estimator(f"{name}-balanced", PROCEDURES[name], b) for b in simple[:2]]
     return rows

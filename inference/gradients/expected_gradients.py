@@ -110,12 +110,12 @@ def sparse_mixer(router: SparseMixer) -> Surrogate:
 
 
 METHODS: dict[str, Surrogate] = {
-    "Switch": switch,
-    "sampled gate": sampled_gate,
-    "SparseMixer v1": sparse_mixer(SparseMixer(epsilon=math.inf)),
-    "SparseMixer v2": sparse_mixer(SparseMixerV2(epsilon=math.inf)),
-    "SparseMixer v1, window 0.1": sparse_mixer(SparseMixer(epsilon=0.1)),
-    "SparseMixer v2, window 0.1": sparse_mixer(SparseMixerV2(epsilon=0.1)),
+    "switch": switch,
+    "sampled-gate": sampled_gate,
+    "sparsemixer-v1-no-window": sparse_mixer(SparseMixer(epsilon=math.inf)),
+    "sparsemixer-v2-no-window": sparse_mixer(SparseMixerV2(epsilon=math.inf)),
+    "sparsemixer-v1": sparse_mixer(SparseMixer(epsilon=0.1)),
+    "sparsemixer-v2": sparse_mixer(SparseMixerV2(epsilon=0.1)),
 }
 
 

@@ -7,6 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from inference.procedures import label
+
 #: within so many standard errors an estimator passes as unbiased
 BAND = 5
 
@@ -41,8 +43,8 @@ def variances(frame: pd.DataFrame) -> Figure:
             axis.yaxis.set_minor_formatter(NullFormatter())
             axis.grid(axis="y", color="0.93")
         axes[line, 0].set_ylabel(name)
-    for axis, label in zip(axes[-1], COLUMNS.values()):
-        axis.set_xlabel(label)
+    for axis, text in zip(axes[-1], COLUMNS.values()):
+        axis.set_xlabel(text)
     base = frame[frame.varies == "base"].iloc[0]
     figure.suptitle(
         "Variance of the gradient of the router objective, by that of independent routing with the same baseline\n"
@@ -59,7 +61,7 @@ def _lines(axis: Axes, panel: pd.DataFrame, column: str) -> None:
     colours: dict[str, str] = {}
     # In the order of the table, so that every panel has the same colours.
     for (name, biased), line in panel.groupby(["estimator", "biased"], sort=False):
-        colour = colours.setdefault(name.removesuffix(", unweighted"), f"C{len(colours)}")
+        colour = colours.setdefault(name.removesuffix("-unweighted"), f"C{len(colours)}")
         line = line.sort_values(column)
         axis.plot(
             line[column],
@@ -69,7 +71,7 @@ def _lines(axis: Axes, panel: pd.DataFrame, column: str) -> None:
             marker="o",
             markersize=3.5,
             markerfacecolor="white" if biased else None,
-            label=f"{name} (biased)" if biased else name,
+            label=f"{label(name)} (biased)" if biased else label(name),
         )
 
 
@@ -123,5 +125,5 @@ def _dots(axis: Axes, values: pd.Series, line: int, biased: bool, largest: float
 
 def _label(estimator: str, baseline: str, objective: str) -> str:
     if not baseline:
-        return f"{estimator}: {objective}"
-    return f"{estimator}: {'no' if baseline == 'none' else baseline} baseline, {objective}"
+        return f"{label(estimator)}: {objective}"
+    return f"{label(estimator)}: {'no' if baseline == 'none' else baseline} baseline, {objective}"

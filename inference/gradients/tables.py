@@ -8,6 +8,8 @@ import pandas as pd
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from inference.procedures import label
+
 #: in the table of all settings and in the pictures, where one baseline has to do
 SHOWN_BASELINE = "decaying"
 
@@ -60,10 +62,10 @@ def _objective_table(rows: pd.DataFrame, title: str) -> Table:
         table.add_column("k", justify="right")
     for estimator, group in rows.groupby("estimator", sort=False):
         if group.baseline.iloc[0]:
-            table.add_row(str(estimator))
+            table.add_row(label(estimator))
         for row in group.itertuples():
             law = [f"{row.weight_pareto_k:.2g}" if row.weight_pareto_k > 0 else ""] if heavy else []
-            table.add_row(f"  {row.baseline}" if row.baseline else str(estimator), *_numbers(row), *law)
+            table.add_row(f"  {row.baseline}" if row.baseline else label(estimator), *_numbers(row), *law)
     return table
 
 
@@ -92,7 +94,7 @@ def settings_table(frame: pd.DataFrame) -> Table:
         "of the unbiased estimators, range of the biased twins. Withheld: of these the weights have infinite variance.",
     )
     table.add_column("setting")
-    for header in (*unbiased, "unbiased,\ns.e.", "twins,\ns.e."):
+    for header in (*map(label, unbiased), "unbiased,\ns.e.", "twins,\ns.e."):
         table.add_column(header, justify="right")
     if rows.withheld.any():
         table.add_column(WITHHELD)
@@ -104,7 +106,7 @@ def settings_table(frame: pd.DataFrame) -> Table:
             *(number(ratios[name], ".2f") for name in unbiased),
             f"≤ {number(honest.max(), '.1f')}",
             f"{number(twins.min(), '.1f')} – {number(twins.max(), '.1f')}",
-            *([", ".join(group[group.withheld].estimator.unique())] if rows.withheld.any() else []),
+            *([", ".join(map(label, group[group.withheld].estimator.unique()))] if rows.withheld.any() else []),
         )
     return table
 
@@ -128,7 +130,7 @@ def enumeration_table(errors: pd.DataFrame) -> Table:
     for method, group in errors.groupby("method", sort=False):
         found = group.set_index(["loss", "logit_scale"])
         rows = (found.loc[column] for column in columns)
-        table.add_row(str(method), *(f"{row['median']:.2f}\n{row.lower:.2f}–{row.upper:.2f}" for row in rows))
+        table.add_row(label(method), *(f"{row['median']:.2f}\n{row.lower:.2f}–{row.upper:.2f}" for row in rows))
     return table
 
 

@@ -14,6 +14,7 @@ from inference.exits import end
 from inference.likelihood.laws import Likelihood, likelihoods
 from inference.likelihood.matrix_file import read_assignment, read_logits
 from inference.outputs import OUTPUTS, output_folder
+from inference.procedures import label
 from inference.progress import console
 from prob_moe.distributions import capacity_from_factor
 
@@ -75,7 +76,7 @@ def likelihood(
     console.print(_weight_table(results))
     for name, result in results.items():
         if result.note:
-            console.print(f"{name}: {result.note}", markup=False, highlight=False)
+            console.print(f"{label(name)}: {result.note}", markup=False, highlight=False)
     console.print(f"written to {folder}: likelihood.json, likelihood.png")
 
 
@@ -132,7 +133,7 @@ def _law_table(results: dict[str, Likelihood]) -> Table:
     for name, result in results.items():
         frequency, low, high = result.frequency()
         table.add_row(
-            name,
+            label(name),
             _number(result.log_prob, result.error),
             _number(result.mode_log_prob),
             "" if result.total is None else f"{result.total:.4f}",
@@ -156,5 +157,5 @@ def _weight_table(results: dict[str, Likelihood]) -> Table:
     for name in next(iter(summaries.values())):
         table.add_column(name, justify="right", no_wrap=True)
     for name, summary in summaries.items():
-        table.add_row(name, *(f"{value:.3f}" for value in summary.values()))
+        table.add_row(label(name), *(f"{value:.3f}" for value in summary.values()))
     return table

@@ -8,21 +8,9 @@ import torch
 from torch import Tensor
 
 from inference.intervals import wilson_interval
+from inference.procedures import PROCEDURES
 from prob_moe.diagnostics import LEAST_WEIGHTS, effective_sample_size, pareto_k
-from prob_moe.distributions import (
-    AssignmentDistribution,
-    CapacitySkip,
-    DependentRounding,
-    GumbelMatching,
-    IndependentRouting,
-)
-
-PROCEDURES: dict[str, type[AssignmentDistribution]] = {
-    "independent": IndependentRouting,
-    "skip": CapacitySkip,
-    "Gumbel-Matching": GumbelMatching,
-    "dependent rounding": DependentRounding,
-}
+from prob_moe.distributions import AssignmentDistribution, GumbelMatching
 
 #: problems with at most so many choices k^n are enumerated and counted
 MOST_CHOICES = 2**10
@@ -91,7 +79,7 @@ def likelihoods(
     :param assignment: long (n,), e for processed by expert e, ~e for meant for e and dropped; by default the matching
         of the logits.
     :param num_draws: by default 20,000, or fewer where they would not fit into memory.
-    :returns: one for every distribution.
+    :returns: one for every distribution, by name.
     :raises ValueError: if something does not fit.
     """
     logits = logits.double()
@@ -100,7 +88,7 @@ def likelihoods(
     routings = {name: procedure(logits, capacity=capacity) for name, procedure in PROCEDURES.items()}
     n, k = logits.shape
     if assignment is None:
-        assignment = routings["Gumbel-Matching"].mode
+        assignment = routings["gumbel-matching"].mode
     _check_assignment(assignment, n, k)
     least = -(-LEAST_WEIGHTS // max(n, 1))
     if num_draws is None:

@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from inference.likelihood.laws import Likelihood
+from inference.procedures import label
 
 
 def laws(results: dict[str, Likelihood], num_bars: int = 12) -> Figure:
@@ -39,7 +40,7 @@ def _loads(axis: Axes, results: dict[str, Likelihood]) -> None:
             markersize=4,
             capsize=2,
             color=f"C{index}",
-            label=name,
+            label=label(name),
         )
     capacity = results["skip"].routing.capacity
     assert capacity is not None
@@ -54,7 +55,7 @@ def _loads(axis: Axes, results: dict[str, Likelihood]) -> None:
 
 def _most_probable(axis: Axes, results: dict[str, Likelihood], num_bars: int) -> None:
     """Exact probabilities as bars, frequencies of the draws as points; assignments as the digits of their experts."""
-    matching = results["Gumbel-Matching"]
+    matching = results["gumbel-matching"]
     assert matching.support is not None
     assert matching.support_log_prob is not None
     order = matching.support_log_prob.argsort(descending=True)[:num_bars]
@@ -92,7 +93,7 @@ def _tails(axis: Axes, results: dict[str, Likelihood]) -> None:
         weights = result.weights.flatten().sort(descending=True).values
         above = np.arange(1, len(weights) + 1) / len(weights)
         k = result.weight_summary()["Pareto k"]
-        axis.step(weights.numpy(), above, color=f"C{index}", label=f"{name}, Pareto k = {k:.2f}")
+        axis.step(weights.numpy(), above, color=f"C{index}", label=f"{label(name)}, Pareto k = {k:.2f}")
     axis.set(xscale="log", yscale="log", xlabel="importance weight w", ylabel="share of weights ≥ w", title="tails")
     axis.set_xlim(left=0.1)
     axis.minorticks_off()

@@ -6,6 +6,7 @@ from enum import StrEnum
 from functools import partial
 from typing import Any
 
+from inference.names import spelling
 from inference.study.learners import (
     BalancedObjective,
     ExactGradient,
@@ -59,15 +60,19 @@ class Arm:
     """
     One way to train.
 
-    :param name: how tables and pictures call it.
+    :param label: how tables and pictures call it; its name is that, as one types it.
     :param objective: what its gradient is exact for, or aims at.
     :param build: from a problem, whose mixture it may keep, to a learner.
     """
 
-    name: str
+    label: str
     group: Group
     objective: str
     build: Callable[[Problem], Learner]
+
+    @property
+    def name(self) -> str:
+        return spelling(self.label)
 
 
 def _exact(problem: Problem) -> Learner:
@@ -135,8 +140,8 @@ def _gumbel_softmax(problem: Problem) -> Learner:
     return StraightThroughLearner(mixture, router, load_balancing=0.0, serves_all=True)
 
 
-def _alternative(name: str, group: Group, router: type[Router], **options: Any) -> Arm:
-    return Arm(name, group, router.objective, partial(_gated, router=router, **options))
+def _alternative(label: str, group: Group, router: type[Router], **options: Any) -> Arm:
+    return Arm(label, group, router.objective, partial(_gated, router=router, **options))
 
 
 _R = "router objective R"
@@ -193,5 +198,5 @@ ARMS = {arm.name: arm for arm in _ALL}
 CORE = tuple(
     name
     for name, arm in ARMS.items()
-    if arm.group in (Group.ROUTER, Group.TWIN) and name not in ("RL-R", "Gumbel-softmax")
+    if arm.group in (Group.ROUTER, Group.TWIN) and name not in ("rl-r", "gumbel-softmax")
 )

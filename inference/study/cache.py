@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from inference.atomic import write_atomically
+from inference.procedures import label
 from inference.study.settings import Run
 
 #: raised whenever the same settings give other results, so that older files are not read
@@ -48,7 +49,8 @@ class Cache:
 
     def path(self, run: Run) -> Path:
         """Named by a hash of all settings and the format."""
-        text = json.dumps({"format": FORMAT, **run.settings()}, sort_keys=True)
+        # The arm by its label, as files of earlier versions have it: they are read on.
+        text = json.dumps({"format": FORMAT, **run.settings(), "arm": label(run.arm)}, sort_keys=True)
         return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:20]}.json"
 
     def load(self, run: Run) -> Record | None:

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from inference.plots import plt
+from inference.procedures import label
 from inference.study.arms import ARMS, Group
 from inference.study.cache import Record
 from inference.study.settings import Run, ToyRun
@@ -18,7 +19,7 @@ from models.piecewise import NOISE, piecewise_mean
 
 #: NLL of the true process in expectation, the entropy of its noise, nats per datapoint
 TRUTH = 0.5 * math.log(2 * math.pi * math.e * NOISE**2)
-REFERENCE = "exact gradient"
+REFERENCE = "exact-gradient"
 COLUMNS = 5
 
 
@@ -44,10 +45,10 @@ def learning_curves(runs: Sequence[Run], records: Sequence[Record]) -> Figure:
         members = [(run, record) for run, record in drawn if ARMS[run.arm].group is group]
         for index, (run, record) in enumerate(members):
             curve = record.curve
-            axis.plot(curve["step"], curve["median"], color=f"C{index}", label=run.arm)
+            axis.plot(curve["step"], curve["median"], color=f"C{index}", label=label(run.arm))
             axis.fill_between(curve["step"], curve["low"], curve["high"], color=f"C{index}", alpha=0.12, linewidth=0)
         if reference is not None and REFERENCE not in [run.arm for run, _ in members]:
-            axis.plot(reference["step"], reference["median"], color="black", linestyle=":", label=REFERENCE)
+            axis.plot(reference["step"], reference["median"], color="black", linestyle=":", label=label(REFERENCE))
         axis.axhline(TRUTH, color="black", linewidth=0.8, linestyle="--", label="true process")
         axis.set(title=group.value, yscale="symlog", ylim=(TRUTH - 0.2, None))
         axis.legend(frameon=False, fontsize=7, ncols=2 if len(members) > 5 else 1)
@@ -96,4 +97,4 @@ def _fit(axis: Axes, run: ToyRun, record: Record) -> None:
     metrics = record.metrics
     solved = np.mean(np.array(metrics["nll"]) <= np.array(metrics["truth"]) + SOLVED_WITHIN)
     axis.set(ylim=(-0.8, 1.6))
-    axis.set_title(f"{run.arm}\n{100 * solved:.0f} % of seeds solved", fontsize=8)
+    axis.set_title(f"{label(run.arm)}\n{100 * solved:.0f} % of seeds solved", fontsize=8)

@@ -2,6 +2,7 @@
 
 import pandas as pd
 
+from inference.procedures import label
 from inference.study.grids import Grid
 from inference.study.statistics import VIEWS
 
@@ -27,7 +28,11 @@ def _arms(arms: pd.DataFrame, tasks: list[str]) -> list[str]:
     header = ["trained with", "objective", *(f"{task}: {ENTRIES[name][0]}" for task, name in columns)]
     cells = {(row.task, row.arm): row for _, row in best.iterrows()}
     body = [
-        [arm, objective, *(entry(cells[task, arm], name) if (task, arm) in cells else "" for task, name in columns)]
+        [
+            label(arm),
+            objective,
+            *(entry(cells[task, arm], name) if (task, arm) in cells else "" for task, name in columns),
+        ]
         for arm, objective in rows.itertuples(index=False)
     ]
     return _markdown(header, body)
@@ -38,7 +43,7 @@ def _claims(contrasts: pd.DataFrame) -> list[str]:
     header.append("NLL: better?")
     body = [
         [
-            f"{row.arm} − {row.minus}",
+            f"{label(row.arm)} − {label(row.minus)}",
             row.claim,
             row.task,
             row["view"],

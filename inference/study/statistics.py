@@ -30,17 +30,17 @@ class Claim:
 
 
 CLAIMS = (
-    Claim("skip", "Gumbel-Matching", "paper: skip is more effective than balanced sampling"),
-    Claim("skip", "skip, unweighted", "paper: more robust than the biased twin"),
-    Claim("Gumbel-Matching", "Gumbel-Matching, unweighted", "paper: more robust than the biased twin"),
-    Claim("skip", "Switch", "paper: more robust than biased alternatives"),
-    Claim("Gumbel-Matching", "Switch", "paper: more robust than biased alternatives"),
+    Claim("skip", "gumbel-matching", "paper: skip is more effective than balanced sampling"),
+    Claim("skip", "skip-unweighted", "paper: more robust than the biased twin"),
+    Claim("gumbel-matching", "gumbel-matching-unweighted", "paper: more robust than the biased twin"),
+    Claim("skip", "switch", "paper: more robust than biased alternatives"),
+    Claim("gumbel-matching", "switch", "paper: more robust than biased alternatives"),
     Claim("skip", "independent", "what capacity costs"),
-    Claim("dependent rounding", "skip", "ours: less variance trains better"),
-    Claim("dependent rounding", "Gumbel-Matching", "ours: less variance trains better"),
-    Claim("dependent rounding", "RL-R", "ours: level with routing without capacity"),
-    Claim("dependent rounding", "Switch", "ours: ahead of biased alternatives"),
-    Claim("dependent rounding", "SparseMixer v1", "ours: ahead of biased alternatives"),
+    Claim("dependent-rounding", "skip", "ours: less variance trains better"),
+    Claim("dependent-rounding", "gumbel-matching", "ours: less variance trains better"),
+    Claim("dependent-rounding", "rl-r", "ours: level with routing without capacity"),
+    Claim("dependent-rounding", "switch", "ours: ahead of biased alternatives"),
+    Claim("dependent-rounding", "sparsemixer-v1", "ours: ahead of biased alternatives"),
 )
 
 

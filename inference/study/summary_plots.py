@@ -9,6 +9,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
 
 from inference.plots import plt
+from inference.procedures import label
 from inference.study.arms import ARMS, Group
 from inference.study.curve_plots import TRUTH
 from inference.study.statistics import SETTING, VIEWS
@@ -39,7 +40,7 @@ def summary(arms: pd.DataFrame) -> Figure:
     for axis, (task, measure, table) in zip(axes[0], panels):
         _panel(axis, table, measure, names, above=TRUTH if task.startswith("lines") and measure == "nll" else None)
         axis.set_title(task.replace(", ", ",\n"), fontsize=9)
-    axes[0, 0].set_yticks(range(len(names)), names)
+    axes[0, 0].set_yticks(range(len(names)), list(map(label, names)))
     axes[0, 0].set_ylim(len(names) - 0.5, -0.5)
     handles = [Line2D([], [], linestyle="", marker="s", color=c, label=g) for g, c in COLORS.items()]
     handles += [
@@ -63,14 +64,14 @@ def _panel(axis: Axes, table: pd.DataFrame, measure: str, names: list[str], abov
             axis.plot([low, high], [place + offset] * 2, color=color, linewidth=1.2)
             face = color if view == VIEWS[0] else "white"
             axis.plot(middle, place + offset, "o", color=color, markerfacecolor=face, markersize=4)
-    label = LABELS[measure]
+    measured = LABELS[measure]
     if measure == "solved":
         axis.set_xlim(-4, 104)
     elif above is not None:
         axis.set(xscale="log", xlim=(0.05, None))
         axis.xaxis.set_minor_formatter(NullFormatter())
-        label = "NLL above the\ntrue process, nats"
-    axis.set_xlabel(label, fontsize=8)
+        measured = "NLL above the\ntrue process, nats"
+    axis.set_xlabel(measured, fontsize=8)
     axis.grid(axis="x", linewidth=0.4, alpha=0.5)
     axis.tick_params(axis="y", length=0)
     for place in range(1, len(names)):
@@ -85,7 +86,7 @@ def claims(contrasts: pd.DataFrame) -> Figure:
     :param contrasts: the table of :func:`~inference.study.statistics.contrasts`.
     """
     tasks = list(dict.fromkeys(contrasts.task))
-    names = list(dict.fromkeys(contrasts.arm + " − " + contrasts.minus))
+    names = list(dict.fromkeys(contrasts.arm.map(label) + " − " + contrasts.minus.map(label)))
     figure, axes = plt.subplots(
         1,
         len(tasks),
@@ -100,7 +101,7 @@ def claims(contrasts: pd.DataFrame) -> Figure:
         measure, scale = ("solved", 100.0) if solvable else ("error", -100.0)
         for view, offset, face in zip(VIEWS, (-0.14, 0.14), ("C0", "white")):
             for _, row in rows[rows["view"] == view].iterrows():
-                place = names.index(f"{row.arm} − {row.minus}") + offset
+                place = names.index(f"{label(row.arm)} − {label(row.minus)}") + offset
                 axis.plot([scale * row[f"{measure}_low"], scale * row[f"{measure}_high"]], [place] * 2, color="C0")
                 axis.plot(scale * row[measure], place, "o", color="C0", markerfacecolor=face, markersize=4, label=view)
         axis.axvline(0, color="black", linewidth=0.8)
@@ -130,7 +131,7 @@ def robustness(settings: pd.DataFrame) -> Figure:
     )
     for axis, name in zip(axes.flat, names):
         image = _heat_map(axis, table[table.arm == name], tasks, table)
-        axis.set_title(name, fontsize=9, color=COLORS[ARMS[name].group.value])
+        axis.set_title(label(name), fontsize=9, color=COLORS[ARMS[name].group.value])
     for axis in axes.flat[len(names) :]:
         axis.set_visible(False)
     for axis in axes.flat[max(0, len(names) - columns) : len(names)]:

@@ -4,6 +4,7 @@ import pandas as pd
 from rich import box
 from rich.table import Table
 
+from inference.procedures import label
 from inference.study.report import entry
 from inference.study.statistics import SOLVED_WITHIN, VIEWS
 
@@ -33,7 +34,7 @@ def arm_table(arms: pd.DataFrame, task: str, view: str, grid: str) -> Table:
             group = row["group"]
             table.add_row(f"[bold]{group}[/bold]")
         setting = [f"{row.learning_rate:g}, {row.load_balancing:g}"] if view == VIEWS[0] else []
-        table.add_row(str(row.arm), *setting, entry(row, first), entry(row, "nll"))
+        table.add_row(label(row.arm), *setting, entry(row, first), entry(row, "nll"))
     return table
 
 
@@ -44,7 +45,7 @@ def contrast_table(contrasts: pd.DataFrame, task: str, view: str) -> Table:
     table = _table("differences, paired over seeds, and whether they speak for the first arm", "", first, "NLL")
     for _, row in rows.iterrows():
         cells = (f"{entry(row, name)} {row[f'{name}_verdict']:>4}" for name in (first, "nll"))
-        table.add_row(f"{row.arm} minus {row.minus}", *cells)
+        table.add_row(f"{label(row.arm)} minus {label(row.minus)}", *cells)
     return table
 
 

@@ -36,7 +36,7 @@ def test_version() -> None:
     [
         (["fit", "digits", "--assignment", "gumbel-maching"], "did you mean gumbel-matching?"),
         (["fit", "digts"], "did you mean digits?"),
-        (["study", "--arm", "dependent-roundin"], "did you mean dependent rounding?"),
+        (["study", "--arm", "dependent-roundin"], "did you mean dependent-rounding?"),
         (["study", "--grid", "ful"], "did you mean full?"),
     ],
 )
@@ -51,7 +51,7 @@ def test_the_spelling_of_fit_names_an_arm_of_study(tmp_path: Path) -> None:
     arms = ["--arm", "gumbel-matching", "--arm", "dependent-rounding"]
     result = CliRunner().invoke(app, ["study", *SMALL["study"], *arms, "--out", str(out)])
     assert result.exit_code == 0, result.output
-    assert {"Gumbel-Matching", "dependent rounding"} <= set((out / "arms.csv").read_text().replace('"', "").split(","))
+    assert {"gumbel-matching", "dependent-rounding"} <= set((out / "arms.csv").read_text().replace('"', "").split(","))
 
 
 @pytest.mark.parametrize("command", SMALL)

@@ -48,12 +48,12 @@ def drawn_gradients(router, problems, num_draws):
 @pytest.mark.parametrize(
     ("name", "router"),
     [
-        ("Switch", Switch()),
-        ("sampled gate", SampledGate()),
-        ("SparseMixer v1", SparseMixer(epsilon=math.inf)),
-        ("SparseMixer v2", SparseMixerV2(epsilon=math.inf)),
-        ("SparseMixer v1, window 0.1", SparseMixer()),
-        ("SparseMixer v2, window 0.1", SparseMixerV2()),
+        ("switch", Switch()),
+        ("sampled-gate", SampledGate()),
+        ("sparsemixer-v1-no-window", SparseMixer(epsilon=math.inf)),
+        ("sparsemixer-v2-no-window", SparseMixerV2(epsilon=math.inf)),
+        ("sparsemixer-v1", SparseMixer()),
+        ("sparsemixer-v2", SparseMixerV2()),
     ],
 )
 def test_enumeration_equals_the_mean_over_draws(name, router):
@@ -65,16 +65,16 @@ def test_enumeration_equals_the_mean_over_draws(name, router):
 def test_a_wrong_expectation_is_found_out():
     problems = problems_of()
     drawn = drawn_gradients(SparseMixerV2(epsilon=math.inf), problems, 20_000)
-    assert deviation(drawn, expected_gradient(METHODS["SparseMixer v1"], problems)).worst()[0] > 20
-    assert deviation(drawn, expected_gradient(METHODS["sampled gate"], problems)).worst()[0] > 5
+    assert deviation(drawn, expected_gradient(METHODS["sparsemixer-v1-no-window"], problems)).worst()[0] > 20
+    assert deviation(drawn, expected_gradient(METHODS["sampled-gate"], problems)).worst()[0] > 5
 
 
 # Medians of 1000 problems vary by about 0.005 from seed to seed; these are wider by several times that.
 RANGES = {
-    "SparseMixer v1": (0.22, 0.38),
-    "SparseMixer v2": (0.32, 0.45),
-    "sampled gate": (0.33, 0.47),
-    "Switch": (0.26, 1.3),
+    "sparsemixer-v1-no-window": (0.22, 0.38),
+    "sparsemixer-v2-no-window": (0.32, 0.45),
+    "sampled-gate": (0.33, 0.47),
+    "switch": (0.26, 1.3),
 }
 
 
@@ -92,6 +92,6 @@ def test_a_window_that_holds_one_expert_alone_gives_no_gradient():
     alone = (SparseMixer().window(problems.logits) > -math.inf).sum(-1) == 1
     assert float(alone.double().mean()) > 0.5
     for version in ("v1", "v2"):
-        gradient = expected_gradient(METHODS[f"SparseMixer {version}, window 0.1"], problems)
+        gradient = expected_gradient(METHODS[f"sparsemixer-{version}"], problems)
         assert float(gradient[alone].abs().max()) < 1e-12
         assert bool((gradient[~alone].abs().amax(-1) > 1e-6).all())

@@ -23,10 +23,10 @@ def run(*arguments: str) -> tuple[int, str, str]:
 def test_laws_sum_to_one_and_are_what_is_drawn() -> None:
     logits = torch.randn(4, 3, dtype=torch.float64)
     results = likelihoods(logits, capacity=2, assignment=torch.tensor([0, 0, 1, 2]), num_draws=5000)
-    assert set(results) == {"independent", "skip", "Gumbel-Matching", "dependent rounding"}
+    assert set(results) == {"independent", "skip", "gumbel-matching", "dependent-rounding"}
     for name, result in results.items():
         frequency, _, _ = result.frequency()
-        if name == "dependent rounding":
+        if name == "dependent-rounding":
             assert result.log_prob is None
             assert "no joint log_prob" in result.note
             assert frequency > 0
@@ -38,7 +38,7 @@ def test_laws_sum_to_one_and_are_what_is_drawn() -> None:
 
 def test_two_by_two_is_the_closed_form() -> None:
     logits = torch.tensor([[1.3, 0.2], [-0.4, 0.5]], dtype=torch.float64)
-    result = likelihoods(logits, 1, torch.tensor([0, 1]), num_draws=100)["Gumbel-Matching"]
+    result = likelihoods(logits, 1, torch.tensor([0, 1]), num_draws=100)["gumbel-matching"]
     delta = 1.3 + 0.5 - 0.2 + 0.4
     expected = math.exp(delta) * (math.exp(delta) - 1 - delta) / (math.exp(delta) - 1) ** 2
     assert result.log_prob == pytest.approx(math.log(expected), abs=1e-8)
@@ -61,7 +61,7 @@ def test_weights_of_the_draws_have_mean_one() -> None:
 def test_assignment_outside_a_support_has_probability_zero_there_and_only_there() -> None:
     results = likelihoods(torch.zeros(4, 2), 2, torch.tensor([0, 0, 0, 1]), num_draws=100)
     assert results["independent"].log_prob == pytest.approx(4 * math.log(0.5))
-    for name in ("skip", "Gumbel-Matching"):
+    for name in ("skip", "gumbel-matching"):
         assert results[name].log_prob == -math.inf
         assert "outside the support" in results[name].note
     dropped = likelihoods(torch.zeros(4, 2), 2, torch.tensor([0, 0, ~0, 1]), num_draws=100)
@@ -74,7 +74,7 @@ def test_large_problems_are_neither_enumerated_nor_too_large_for_memory() -> Non
     for result in results.values():
         assert result.total is None
         assert result.draws.numel() * 8 <= 2**23
-    assert 0 < results["Gumbel-Matching"].error < 0.5
+    assert 0 < results["gumbel-matching"].error < 0.5
 
 
 def test_an_assignment_that_no_draw_is_has_a_frequency_with_an_interval() -> None:
@@ -94,7 +94,7 @@ def test_command_prints_writes_and_answers_machines(tmp_path: Path) -> None:
     assert code == 0
     content = json.loads(output)
     assert content == json.loads((tmp_path / "likelihood.json").read_text())
-    assert content["procedures"]["Gumbel-Matching"]["sum_of_probabilities"] == pytest.approx(1, abs=1e-3)
+    assert content["procedures"]["gumbel-matching"]["sum_of_probabilities"] == pytest.approx(1, abs=1e-3)
     # The same seed, the same answer; another, another.
     assert json.loads(run("--num-draws", "300", "--out", str(tmp_path), "--overwrite", "--json")[1]) == content
     assert (

@@ -51,7 +51,7 @@ def test_equal_runs_are_trained_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert trained == RUNS[:2]
 
 
-@pytest.mark.parametrize("run", [RUNS[0], DigitsRun("Switch", 3e-3, 0.1, num_epochs=1)], ids=lambda run: run.task)
+@pytest.mark.parametrize("run", [RUNS[0], DigitsRun("switch", 3e-3, 0.1, num_epochs=1)], ids=lambda run: run.task)
 def test_a_run_depends_on_its_settings_only(run: Run) -> None:
     first, again = train(run), train(run)
     assert first.metrics == again.metrics
@@ -62,7 +62,7 @@ def test_a_run_depends_on_its_settings_only(run: Run) -> None:
 
 def test_arms_share_data_and_start() -> None:
     """Before the first step all mixtures are one, so an arm of learning rate (nearly) 0 changes nothing."""
-    still = [train(ToyRun(arm, 1e-12, 0.0, num_seeds=2, num_steps=1)) for arm in ("skip", "dependent rounding")]
+    still = [train(ToyRun(arm, 1e-12, 0.0, num_seeds=2, num_steps=1)) for arm in ("skip", "dependent-rounding")]
     assert still[0].metrics == still[1].metrics
 
 

@@ -87,10 +87,10 @@ def test_contrasts_are_paired_over_seeds() -> None:
     """The same spread over seeds in both arms cancels."""
     spread = np.arange(5) * 100.0
     seeds = pd.concat(
-        [table(spread[None] + shift, claim) for shift, claim in ((1.0, "skip"), (3.0, "Gumbel-Matching"))]
+        [table(spread[None] + shift, claim) for shift, claim in ((1.0, "skip"), (3.0, "gumbel-matching"))]
     )
     found = contrasts(seeds)
-    assert list(zip(found.arm, found.minus)) == [("skip", "Gumbel-Matching")] * 2
+    assert list(zip(found.arm, found.minus)) == [("skip", "gumbel-matching")] * 2
     assert list(found["view"]) == list(VIEWS)
     assert (found[["nll", "nll_low", "nll_high"]] == -2.0).all(axis=None)
     assert (found.nll_verdict == "yes").all()
@@ -105,7 +105,7 @@ def test_a_share_that_is_0_or_1_and_a_difference_that_is_0_have_intervals_with_a
     assert best.solved_low == pytest.approx(0.7225, abs=1e-4)  # 1 / (1 + z² / 10)
     assert worst.solved_high == pytest.approx(0.2775, abs=1e-4)
     assert by_setting(solved).solved_low[0] == best.solved_low
-    same = contrasts(pd.concat([solved, solved.assign(arm="Gumbel-Matching")])).iloc[0]
+    same = contrasts(pd.concat([solved, solved.assign(arm="gumbel-matching")])).iloc[0]
     assert same.solved == 0
     assert same.solved_low < -0.05 < 0.05 < same.solved_high
     assert same.solved_verdict == "open"
