@@ -37,3 +37,28 @@ def test_draws_and_modes_are_legal(procedure, problem):
     assert bool((weights[value < 0] == 0).all())
     if routing.limited:
         assert int(routing.loads(value).max()) <= capacity
+
+
+@pytest.mark.parametrize("procedure", [IndependentRouting, CapacitySkip, DependentRounding])
+@settings(max_examples=40)
+@given(problem=problems(), data=st.data())
+def test_sets_and_their_modes_are_legal(procedure, problem, data):
+    logits, capacity, mask = problem
+    n, k = logits.shape[-2:]
+    m = data.draw(st.integers(1, k))
+    capacity = n if m == k else capacity
+    routing = procedure(logits, capacity=capacity, mask=mask, num_selected=m)
+    value = routing.sample((3,))
+    assert value.shape == (3, *logits.shape[:-2], m, n)
+    assert bool(routing.support.check(value).all())
+    assert bool(routing.support.check(routing.mode).all())
+    weights, kappa = routing.importance_weights(value), routing.keep_probability(value)
+    assert bool(torch.isfinite(weights).all())
+    assert bool((weights >= 0).all())
+    assert bool((weights[value < 0] == 0).all())
+    assert bool(((kappa > 0) & (kappa <= 1)).all())
+    if procedure is not DependentRounding:
+        assert bool(routing.log_prob(value).isfinite().all())
+        assert bool(routing.pair_weights(value).isfinite().all())
+    if routing.limited:
+        assert int(routing.loads(value).max()) <= capacity
