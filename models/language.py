@@ -146,8 +146,7 @@ class LanguageModel(PyroModule):
     assignment meets that sequence's cost only.
 
     **Objectives.** Attention behind a block of experts lets a byte's expert change the cost of later bytes.
-    :class:`~prob_moe.estimators.LeaveOneOut_ELBO` or Pyro's own ELBOs on
-    :func:`~prob_moe.estimators.balanced_objective` stay unbiased, for the balanced objective.
+    :class:`~prob_moe.estimators.TraceBalanced_ELBO` stays unbiased, for the balanced objective.
     :class:`~prob_moe.estimators.TraceRouting_ELBO` takes the cost of each byte for all that its expert changes: here it
     is the *surrogate* of the router objective, and biased.
 

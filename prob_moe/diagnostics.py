@@ -11,7 +11,6 @@ from torch import Tensor
 
 from prob_moe.distributions import AssignmentDistribution
 from prob_moe.distributions.support import router_choices
-from prob_moe.estimators import ScoreOnly
 from prob_moe.estimators.sites import Site
 
 # All functions but pareto_k are plain tensor expressions: batched over leading dimensions, without waiting for the
@@ -260,7 +259,7 @@ class RoutingRecorder(Messenger):
         return {name: routing_diagnostics(*draw) for name, draw in self.draws.items()}
 
     def _pyro_post_sample(self, msg: Site) -> None:
-        procedure = msg["fn"].procedure if isinstance(msg["fn"], ScoreOnly) else msg["fn"]
+        procedure = msg["fn"]
         # A later one is a replay of the first, or another particle.
         if isinstance(procedure, AssignmentDistribution) and not msg["is_observed"] and msg["name"] not in self.draws:
             self.draws[msg["name"]] = procedure, detach_provenance(msg["value"])

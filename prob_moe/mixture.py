@@ -42,8 +42,8 @@ class MixtureOfExperts(PyroModule):
     are batches with a capacity each; call the model in plates for them, at dims -2 and further left.
 
     Train it with :class:`~prob_moe.estimators.TraceMixture_ELBO` (``num_selected`` = m experts per datapoint, and a
-    bound on the mixture's own likelihood), :class:`~prob_moe.estimators.TraceRouting_ELBO` (router objective), or with
-    Pyro's own ELBOs on :func:`~prob_moe.estimators.balanced_objective`.
+    bound on the mixture's own likelihood), :class:`~prob_moe.estimators.TraceRouting_ELBO` (router objective), or
+    :class:`~prob_moe.estimators.TraceBalanced_ELBO` (balanced objective).
 
     :param router: module (*batch, n, d) -> logits (*batch, n, k).
     :param experts: a :class:`~prob_moe.experts.BatchedExperts`, or a module with its ``forward`` and ``dense``.
@@ -55,7 +55,8 @@ class MixtureOfExperts(PyroModule):
     :param num_selected: m, the distinct experts of every datapoint, from 1 to k: the mixture bound, to be trained with
         :class:`~prob_moe.estimators.TraceMixture_ELBO`, capacity = ceil(capacity_factor * n * m / k); None for one
         expert per datapoint.
-    :param baseline: Pyro's ``infer["baseline"]`` options, or a module (*batch, n, d) -> (*batch, n), trained along.
+    :param baseline: a :class:`~prob_moe.estimators.Baseline`, Pyro's ``infer["baseline"]`` options, or a module
+        (*batch, n, d) -> (*batch, n), trained along.
     :param load_balancing: weight of :func:`~prob_moe.routers.load_balancing_loss` on expected shares. The site
         ``load_balancing`` is minus the weight times the number of present datapoints times the loss.
     :raises ValueError: on arguments of the wrong kind; when called, on a router whose width is not k, on no datapoints,

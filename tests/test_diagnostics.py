@@ -5,7 +5,8 @@ import math
 import pyro
 import pytest
 import torch
-from pyro.infer import Trace_ELBO, TraceGraph_ELBO
+from pyro import poutine
+from pyro.infer import TraceGraph_ELBO
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -21,7 +22,7 @@ from prob_moe.diagnostics import (
     usage_perplexity,
 )
 from prob_moe.distributions import CapacitySkip, DependentRounding, GumbelMatching, IndependentRouting
-from prob_moe.estimators import TraceRouting_ELBO, balanced_objective
+from prob_moe.estimators import TraceBalanced_ELBO, TraceRouting_ELBO
 from prob_moe.experts import BatchedExperts
 from prob_moe.mixture import MixtureOfExperts
 
@@ -126,8 +127,9 @@ def test_recorder_sees_the_draws_of_a_step(kind: str) -> None:
     for _ in range(3):
         with recorder:
             if kind.startswith("balanced"):
-                elbo = TraceGraph_ELBO() if kind.endswith("graph") else Trace_ELBO()
-                elbo.loss_and_grads(*balanced_objective(mixture), x, y)
+                guide = poutine.block(mixture, expose=["assignment"]) if kind.endswith("graph") else None
+                elbo = TraceBalanced_ELBO() if guide is None else TraceGraph_ELBO()
+                elbo.loss_and_grads(mixture, guide, x, y)
             else:
                 particles = {"num_particles": 2, "vectorize_particles": True} if kind == "particles" else {}
                 elbo = TraceRouting_ELBO(max_plate_nesting=1, **particles)

@@ -6,13 +6,15 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from pyro.infer import Predictive, Trace_ELBO, TraceGraph_ELBO
 from torch import Tensor, nn
 
 from prob_moe.distributions import AssignmentDistribution, CapacitySkip, GumbelMatching, IndependentRouting
-from prob_moe.estimators import TraceRouting_ELBO, balanced_objective
+from prob_moe.estimators import TraceBalanced_ELBO, TraceRouting_ELBO
 from prob_moe.experts import BatchedExperts
 from prob_moe.mixture import MixtureOfExperts
+from prob_moe.testing import exact_balanced_objective, gradient_report
 from tests.estimators.replicas import standard_errors_off
 
 PROCEDURES = [IndependentRouting, CapacitySkip, GumbelMatching]
@@ -54,9 +56,22 @@ def test_gradients_of_all_parameters_are_unbiased(assignment: type[AssignmentDis
 @pytest.mark.parametrize("elbo", [Trace_ELBO, TraceGraph_ELBO])
 def test_pyros_own_elbos_run_the_balanced_objective(elbo: type) -> None:
     mixture, (x, y) = mixture_of(CapacitySkip), data()
-    loss = elbo(num_particles=2).loss_and_grads(*balanced_objective(mixture), x, y)
+    guide = poutine.block(mixture, expose=["assignment"])
+    loss = elbo(num_particles=2).loss_and_grads(mixture, guide, x, y)
     assert loss > 0
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in mixture.parameters())
+
+
+@pytest.mark.parametrize("assignment", [CapacitySkip, GumbelMatching])
+def test_balanced_gradients_of_all_parameters(assignment: type[AssignmentDistribution]) -> None:
+    mixture, (x, y) = mixture_of(assignment, baseline={"use_decaying_avg_baseline": True}), data()
+    report = gradient_report(
+        *(mixture, None, TraceBalanced_ELBO(), x, y),
+        exact=partial(exact_balanced_objective, mixture),
+        parameters=mixture,
+        num_samples=400,
+    )
+    assert report.unbiased, report
 
 
 @pytest.mark.parametrize("assignment", PROCEDURES)

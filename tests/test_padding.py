@@ -15,7 +15,7 @@ from prob_moe.distributions import (
     GumbelMatching,
     IndependentRouting,
 )
-from prob_moe.estimators import LeaveOneOut_ELBO, TraceRouting_ELBO, balanced_objective
+from prob_moe.estimators import TraceBalanced_ELBO, TraceRouting_ELBO
 from prob_moe.estimators.sites import per_datapoint
 from prob_moe.experts import BatchedExperts
 from prob_moe.mixture import MixtureOfExperts
@@ -79,9 +79,10 @@ def everything(mixture: MixtureOfExperts, x: Tensor, y: Tensor) -> list[Tensor]:
     mixture.zero_grad()
     model = in_plate(mixture)
     values = [torch.tensor(TraceRouting_ELBO(max_plate_nesting=2).loss_and_grads(model, None, x, y, MASK))]
-    balanced = in_plate(mixture_of(CapacitySkip, mixture.likelihood, baseline=None))
-    elbo = LeaveOneOut_ELBO(max_plate_nesting=2)
-    values.append(torch.tensor(float(elbo.loss_and_grads(*balanced_objective(balanced), x, y, MASK))))
+    options = {"use_leave_one_out_baseline": True, "use_decaying_avg_baseline": True}
+    balanced = in_plate(mixture_of(CapacitySkip, mixture.likelihood, baseline=options))
+    elbo = TraceBalanced_ELBO(num_particles=2, max_plate_nesting=2)
+    values.append(torch.tensor(elbo.loss_and_grads(balanced, None, x, y, MASK)))
     for value in (
         mixture.marginal_log_likelihood(x, y, MASK),
         mixture.router_objective(x, y, MASK),

@@ -12,7 +12,7 @@ from torch import Tensor
 from inference.atomic import write_atomically
 
 #: counts up when a checkpoint of the version before can no longer be read
-FORMAT = 1
+FORMAT = 2
 #: The first line of the file: what it is, the format version, and a digest of the rest, which finds every damage.
 HEADER = "prob_moe checkpoint, format {format}, sha256 {digest}\n"
 PLAIN = (type(None), bool, int, float, str)

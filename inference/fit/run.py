@@ -42,7 +42,7 @@ class FitOptions:
         for name in ("num_epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be a positive int, got {getattr(self, name)!r}")
-        check_combination(self.estimator, self.model.baseline, self.num_particles)
+        check_combination(self.model.baseline, self.num_particles)
 
 
 @dataclass(frozen=True)

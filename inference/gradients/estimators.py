@@ -9,11 +9,8 @@ from typing import Any
 
 import pyro
 import torch
-from pyro import poutine
-from pyro.infer import Trace_ELBO
 from torch import Tensor
 
-from inference.decaying_average import DecayingAverage
 from inference.gradients.problem import (
     Problem,
     Procedure,
@@ -24,8 +21,7 @@ from inference.gradients.problem import (
 from inference.names import spelling
 from inference.procedures import PROCEDURES, label
 from prob_moe.distributions import DependentRounding, IndependentRouting
-from prob_moe.estimators import TraceRouting_ELBO
-from prob_moe.estimators import balanced_objective as balanced_pair
+from prob_moe.estimators import TraceBalanced_ELBO, TraceRouting_ELBO
 from prob_moe.mixture import MixtureOfExperts
 
 #: minus the objective, summed over copies and datapoints; every call draws anew
@@ -113,31 +109,13 @@ def routing_estimator(
     name: str, procedure: Procedure, baseline: Baseline, *, weighted: bool = True, biased: bool | None = None
 ) -> GradientEstimator:
     """An estimator of the router objective through :class:`~prob_moe.estimators.TraceRouting_ELBO`."""
-    # Leave-one-out compares particles. Two of them cost two draws; variances are compared at equal cost.
-    particles = 2 if baseline is Baseline.LEAVE_ONE_OUT else 1
-
-    def loss(problem: Problem, mixture: MixtureOfExperts, copies: int) -> Loss:
-        mixture.assignment = procedure
-        mixture.baseline = _baseline_options(baseline, problem)
-        x, y = problem.data(copies)
-
-        def model() -> None:
-            with pyro.plate("copies", copies, dim=-2):
-                mixture(x, y)
-
-        vectorised = particles > 1
-        elbo = TraceRouting_ELBO(
-            weighted=weighted, num_particles=particles, vectorize_particles=vectorised, max_plate_nesting=2
-        )
-        return partial(elbo.differentiable_loss, model, _no_guide)
-
     return GradientEstimator(
         label=label(name) if weighted else f"{label(name)}, unweighted",
         baseline=baseline,
         objective=Objective.ROUTER,
-        loss=loss,
+        loss=partial(_loss, partial(TraceRouting_ELBO, weighted=weighted), procedure, baseline),
         exact=exact_router_gradient,
-        particles=particles,
+        particles=_particles(baseline),
         warm_up=WARM_UP if baseline is Baseline.DECAYING else 0,
         biased=not weighted if biased is None else biased,
         weight_pareto_k=pareto_shape(procedure) if weighted else no_weights,
@@ -167,62 +145,46 @@ def _baseline_options(baseline: Baseline, problem: Problem) -> dict[str, Any] | 
             return None
 
 
-def _no_guide() -> None:
-    """All latent sites are assignments, which the model draws."""
-
-
 # The balanced objective ----------------------------------------------------------------------------------------------
 
 
 def balanced_estimator(name: str, procedure: Procedure, baseline: Baseline) -> GradientEstimator:
-    """An estimator of the balanced objective through Pyro's own :class:`~pyro.infer.Trace_ELBO`."""
-
-    def loss(problem: Problem, mixture: MixtureOfExperts, copies: int) -> Loss:
-        mixture.assignment = procedure
-        return BalancedLoss(problem, mixture, copies, decaying_baseline=baseline is Baseline.DECAYING)
-
+    """An estimator of the balanced objective through :class:`~prob_moe.estimators.TraceBalanced_ELBO`."""
     return GradientEstimator(
         label=label(name),
         baseline=baseline,
         objective=Objective.BALANCED,
-        loss=loss,
+        loss=partial(_loss, TraceBalanced_ELBO, procedure, baseline),
         exact=lambda problem: exact_balanced_gradient(problem, procedure),
+        particles=_particles(baseline),
         warm_up=WARM_UP if baseline is Baseline.DECAYING else 0,
     )
 
 
-class BalancedLoss:
-    """
-    Minus the balanced objective of every copy. The cost of a copy is one number, so is its baseline: a constant factor
-    in the model, made of earlier steps, that shifts the cost and leaves the expected gradient as it is.
-    """
+def _particles(baseline: Baseline) -> int:
+    """Leave-one-out compares particles. Two of them cost two draws; variances are compared at equal cost."""
+    return 2 if baseline is Baseline.LEAVE_ONE_OUT else 1
 
-    def __init__(
-        self, problem: Problem, mixture: MixtureOfExperts, copies: int, *, decaying_baseline: bool, beta: float = 0.9
-    ) -> None:
-        self.mixture = mixture
-        self.x, self.y = problem.data(copies)
-        self.decaying_baseline = decaying_baseline
-        self.beta = beta
-        self.elbo = Trace_ELBO(max_plate_nesting=2)
-        self._mean_cost = DecayingAverage(torch.zeros(copies, 1, dtype=torch.float64))
 
-    def __call__(self) -> Tensor:
-        shift = self._mean_cost.value(self.beta)
-        costs = []
+def _loss(
+    kind: Callable[..., TraceRouting_ELBO | TraceBalanced_ELBO],
+    procedure: Procedure,
+    baseline: Baseline,
+    problem: Problem,
+    mixture: MixtureOfExperts,
+    copies: int,
+) -> Loss:
+    mixture.assignment = procedure
+    mixture.baseline = _baseline_options(baseline, problem)
+    x, y = problem.data(copies)
 
-        def model() -> None:
-            with pyro.plate("copies", len(self.x), dim=-2):
-                trace = poutine.trace(self.mixture).get_trace(self.x, self.y)
-                y = trace.nodes["y"]
-                costs.append(y["fn"].log_prob(y["value"]).detach().sum(-1, keepdim=True))
-                if self.decaying_baseline:
-                    pyro.factor("baseline", -shift)
+    def model() -> None:
+        with pyro.plate("copies", copies, dim=-2):
+            mixture(x, y)
 
-        loss = self.elbo.differentiable_loss(*balanced_pair(model))
-        # The model's run, not the guide's, comes last.
-        self._mean_cost.update(costs[-1], self.beta)
-        return loss
+    particles = _particles(baseline)
+    elbo = kind(num_particles=particles, vectorize_particles=particles > 1, max_plate_nesting=2)
+    return partial(elbo.differentiable_loss, model, None)
 
 
 # All of them ---------------------------------------------------------------------------------------------------------

@@ -8,11 +8,10 @@ from typing import Any
 
 from inference.names import spelling
 from inference.study.learners import (
-    BalancedObjective,
     ExactGradient,
     GatedLearner,
     Learner,
-    RouterObjective,
+    SampledObjective,
     StraightThroughLearner,
 )
 from inference.study.problems import Problem
@@ -23,6 +22,7 @@ from prob_moe.distributions import (
     GumbelMatching,
     IndependentRouting,
 )
+from prob_moe.estimators import TraceBalanced_ELBO, TraceRouting_ELBO
 from prob_moe.routers import (
     SMEAR,
     BASELayer,
@@ -80,16 +80,16 @@ def _exact(problem: Problem) -> Learner:
 
 
 def _sampled(problem: Problem, assignment: type[AssignmentDistribution], weighted: bool = True) -> Learner:
-    return RouterObjective(problem.mixture, assignment, problem.load_balancing, weighted=weighted)
+    return SampledObjective(problem.mixture, assignment, TraceRouting_ELBO(weighted=weighted), problem.load_balancing)
 
 
 def _learned_baseline(problem: Problem) -> Learner:
     problem.mixture.baseline = problem.cost_baseline()
-    return RouterObjective(problem.mixture, IndependentRouting, problem.load_balancing)
+    return _sampled(problem, IndependentRouting)
 
 
 def _balanced(problem: Problem, assignment: type[AssignmentDistribution]) -> Learner:
-    return BalancedObjective(problem.mixture, assignment, problem.load_balancing)
+    return SampledObjective(problem.mixture, assignment, TraceBalanced_ELBO(), problem.load_balancing)
 
 
 def _gated(

@@ -5,13 +5,10 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 import pyro
-import torch
-from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 
-from inference.decaying_average import DecayingAverage
 from prob_moe.distributions import AssignmentDistribution
-from prob_moe.estimators import TraceRouting_ELBO, balanced_objective
+from prob_moe.estimators import TraceBalanced_ELBO, TraceRouting_ELBO
 from prob_moe.mixture import MixtureOfExperts
 from prob_moe.routers import Router, Routing, load_balancing_loss
 
@@ -90,72 +87,27 @@ class ExactGradient(MixtureLearner):
         return -self.mixture.router_objective(x, y).sum() / y.shape[-1]
 
 
-class RouterObjective(MixtureLearner):
+class SampledObjective(MixtureLearner):
     """
-    The router objective through a procedure and its importance weights.
+    The objective of an ELBO, whose gradient comes from draws of a procedure; its baseline is the mixture's.
 
-    :param weighted: without weights, it is the biased twin.
-    """
-
-    def __init__(
-        self,
-        mixture: MixtureOfExperts,
-        assignment: type[AssignmentDistribution],
-        load_balancing: float = 0.0,
-        *,
-        weighted: bool = True,
-    ) -> None:
-        super().__init__(mixture, load_balancing)
-        mixture.assignment = assignment
-        self.elbo = TraceRouting_ELBO(weighted=weighted)
-
-    def minus_objective(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.elbo.differentiable_loss(self.sampled, _no_guide, x, y)
-
-
-class BalancedObjective(MixtureLearner):
-    r"""
-    The balanced objective, in which the procedure is the model, through Pyro's own ELBO.
-
-    The datapoints of a model are one cost. Its baseline is the mean cost of the model's earlier steps: a constant
-    factor of the model, which shifts the cost and leaves the expected gradient as it is.
-
-    :param beta: decay of that mean.
+    :param elbo: :class:`~prob_moe.estimators.TraceRouting_ELBO` for the router objective through importance weights
+        (without them, its biased twin), :class:`~prob_moe.estimators.TraceBalanced_ELBO` for the balanced one.
     """
 
     def __init__(
         self,
         mixture: MixtureOfExperts,
         assignment: type[AssignmentDistribution],
+        elbo: TraceRouting_ELBO | TraceBalanced_ELBO,
         load_balancing: float = 0.0,
-        *,
-        beta: float = 0.9,
     ) -> None:
         super().__init__(mixture, load_balancing)
         mixture.assignment = assignment
-        mixture.baseline = None
-        self.beta = beta
-        self.elbo = Trace_ELBO()
-        self.mean_cost = DecayingAverage(torch.zeros(()))
+        self.elbo = elbo
 
     def minus_objective(self, x: Tensor, y: Tensor) -> Tensor:
-        shift = self.mean_cost.value(self.beta)
-        costs = []
-
-        def shifted(x: Tensor, y: Tensor) -> None:
-            with pyro.poutine.trace() as tracer:
-                self.sampled(x, y)
-            site = tracer.trace.nodes["y"]
-            costs.append(site["fn"].log_prob(site["value"]).detach().mean(-1))
-            # One number a model, lined up with the plates of models.
-            with ExitStack() as stack:
-                for dim, size in enumerate(reversed(y.shape[:-1]), start=2):
-                    stack.enter_context(pyro.plate(f"shifts {dim}", size, dim=-dim))
-                pyro.factor("baseline", -shift.unsqueeze(-1).expand(*y.shape[:-1], 1))
-
-        loss = self.elbo.differentiable_loss(*balanced_objective(shifted), x, y)
-        self.mean_cost.update(costs[-1], self.beta)
-        return loss
+        return self.elbo.differentiable_loss(self.sampled, None, x, y)
 
 
 class GatedLearner(Learner):
@@ -213,7 +165,3 @@ class StraightThroughLearner(GatedLearner):
 
     def log_predictive(self, x: Tensor, y: Tensor) -> Tensor:
         return self.mixture.marginal_log_likelihood(x, y)
-
-
-def _no_guide(x: Tensor, y: Tensor) -> None:
-    """All latent sites are assignments, which the model draws."""

@@ -1,6 +1,5 @@
 """Estimators that turn a trace with assignment sites into unbiased gradients."""
 
-from prob_moe.estimators.balanced import ScoreOnly, balanced_objective
 from prob_moe.estimators.baselines import (
     Baseline,
     DecayingAverage,
@@ -11,9 +10,9 @@ from prob_moe.estimators.baselines import (
     Sum,
 )
 from prob_moe.estimators.functional import balanced_surrogate, router_surrogate
-from prob_moe.estimators.leave_one_out import LeaveOneOut_ELBO
 from prob_moe.estimators.right_ways import RIGHT_WAYS
 from prob_moe.estimators.site_baselines import BaselineOptions
+from prob_moe.estimators.trace_balanced_elbo import TraceBalanced_ELBO
 from prob_moe.estimators.trace_mixture_elbo import TraceMixture_ELBO
 from prob_moe.estimators.trace_routing_elbo import TraceRouting_ELBO
 
@@ -23,15 +22,13 @@ __all__ = [
     "BaselineOptions",
     "DecayingAverage",
     "LeaveOneOut",
-    "LeaveOneOut_ELBO",
     "Network",
     "NoBaseline",
     "Predicted",
-    "ScoreOnly",
     "Sum",
+    "TraceBalanced_ELBO",
     "TraceMixture_ELBO",
     "TraceRouting_ELBO",
-    "balanced_objective",
     "balanced_surrogate",
     "router_surrogate",
 ]

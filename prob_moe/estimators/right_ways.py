@@ -2,6 +2,6 @@
 
 #: the objectives that a model with assignment sites can be trained on, and what trains them
 RIGHT_WAYS = (
-    "TraceRouting_ELBO for the router objective, an ELBO of Pyro's on balanced_objective(model) for the balanced one, "
-    "or TraceMixture_ELBO for the mixture bound with num_selected experts per datapoint"
+    "TraceRouting_ELBO for the router objective, TraceBalanced_ELBO for the balanced one, or TraceMixture_ELBO for the "
+    "mixture bound with num_selected experts per datapoint"
 )

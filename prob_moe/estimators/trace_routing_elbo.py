@@ -5,30 +5,24 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pyro import poutine
 from pyro.distributions.util import is_identically_zero, scale_and_mask
-from pyro.infer import Trace_ELBO
-from pyro.infer.util import MultiFrameTensor, is_validation_enabled, torch_item
+from pyro.infer.util import MultiFrameTensor, is_validation_enabled
 from pyro.poutine import Trace
 from pyro.poutine.indep_messenger import CondIndepStackFrame
-from pyro.poutine.util import prune_subsample_sites
-from pyro.util import check_model_guide_match, check_site_shape, warn_if_nan
 from torch import Tensor
 
 from prob_moe.estimators.checks import check_baselines, check_dependence
 from prob_moe.estimators.functional import router_surrogate
-from prob_moe.estimators.site_baselines import SiteBaselines
 from prob_moe.estimators.sites import (
     Program,
     Site,
     assignment_sites,
     data_plate,
-    is_assignment,
-    no_guide,
     ordinary_sites,
     per_datapoint,
     present_datapoints,
 )
+from prob_moe.estimators.surrogate_elbo import SurrogateELBO, add_sites
 
 
 @dataclass
@@ -47,7 +41,7 @@ class RoutedData:
     frame: CondIndepStackFrame
 
 
-class TraceRouting_ELBO(Trace_ELBO):
+class TraceRouting_ELBO(SurrogateELBO):
     r"""
     Unbiased gradients of the *router objective*
 
@@ -71,7 +65,7 @@ class TraceRouting_ELBO(Trace_ELBO):
 
     **Assumption.** Datapoints interact through the capacity only. Where they interact otherwise (attention, batch
     normalisation), or a site outside the data plate depends on an assignment, the estimate is biased: use the balanced
-    objective there (:func:`~prob_moe.estimators.balanced_objective` with Pyro's own ELBOs).
+    objective there (:class:`~prob_moe.estimators.TraceBalanced_ELBO`).
 
     **Baselines** are read from ``infer={"baseline": ...}`` of an assignment site: a
     :class:`~prob_moe.estimators.Baseline`, or Pyro's dict of options with ``use_leave_one_out_baseline``, see
@@ -88,21 +82,7 @@ class TraceRouting_ELBO(Trace_ELBO):
     def __init__(self, *, weighted: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.weighted = weighted
-        self.baselines = SiteBaselines()
         self._checked_dependence = False
-
-    # Traces ----------------------------------------------------------------------------------------------------------
-
-    def _guess_max_plate_nesting(
-        self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
-        # Pyro's guess evaluates every log_prob; those of assignments are never needed and may not exist.
-        super()._guess_max_plate_nesting(_without_assignments(model), _without_assignments(guide), args, kwargs)
-
-    def _get_traces(
-        self, model: Program, guide: Program | None, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Iterator[tuple[Trace, Trace]]:
-        return super()._get_traces(model, no_guide if guide is None else guide, args, kwargs)
 
     def _get_trace(
         self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -110,93 +90,42 @@ class TraceRouting_ELBO(Trace_ELBO):
         if is_validation_enabled() and not self._checked_dependence:
             check_dependence(model, guide, args, kwargs)
             self._checked_dependence = True
-        guide_trace = prune_subsample_sites(poutine.trace(guide).get_trace(*args, **kwargs))
-        replayed = poutine.replay(model, trace=guide_trace)
-        model_trace = prune_subsample_sites(poutine.trace(replayed).get_trace(*args, **kwargs))
-        # The joint log-probability of an assignment site is left out on both sides.
-        model_rest, guide_rest = model_trace.copy(), guide_trace.copy()
-        for trace in (model_rest, guide_rest):
-            for name in assignment_sites(trace):
-                trace.remove_node(name)
+        model_trace, guide_trace = super()._get_trace(model, guide, args, kwargs)
         if is_validation_enabled():
-            check_model_guide_match(model_rest, guide_rest, self.max_plate_nesting)
-            check_baselines(guide_rest)
-        model_rest.compute_log_prob()
-        guide_rest.compute_score_parts()
-        if is_validation_enabled():
-            for trace in (model_rest, guide_rest):
-                for site in ordinary_sites(trace).values():
-                    check_site_shape(site, self.max_plate_nesting)
+            check_baselines(guide_trace)
         return model_trace, guide_trace
 
-    # Losses ----------------------------------------------------------------------------------------------------------
+    def _elbo(self, model_trace: Trace, guide_trace: Trace) -> Any:
+        return self._particle(model_trace, guide_trace)[0]
 
-    def loss(self, model: Program, guide: Program | None, *args: Any, **kwargs: Any) -> float:
-        """:returns: an estimate of -R, without side effects on the baselines."""
-        elbo = 0.0
-        with torch.no_grad():
-            for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
-                particle, _, _ = self._particle(model_trace, guide_trace)
-                elbo += torch_item(particle) / self.num_particles
-        warn_if_nan(-elbo, "loss")
-        return -elbo
-
-    def differentiable_loss(self, model: Program, guide: Program | None, *args: Any, **kwargs: Any) -> Tensor:
-        """:returns: a scalar with the value of the loss and the gradient of the surrogate."""
-        elbo, surrogate = self._elbo_and_surrogate(model, guide, args, kwargs)
-        warn_if_nan(surrogate, "loss")
-        return -elbo - (surrogate - surrogate.detach())
-
-    def loss_and_grads(self, model: Program, guide: Program | None, *args: Any, **kwargs: Any) -> float:
-        """:returns: the loss, after backward on the surrogate."""
-        elbo, surrogate = self._elbo_and_surrogate(model, guide, args, kwargs)
-        if surrogate.requires_grad:
-            (-surrogate).backward(retain_graph=self.retain_graph)
-        loss = -torch_item(elbo)
-        warn_if_nan(loss, "loss")
-        return loss
-
-    def _elbo_and_surrogate(
-        self, model: Program, guide: Program | None, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Tensor, Tensor]:
+    def _elbo_and_surrogate(self, traces: Iterator[tuple[Trace, Trace]]) -> tuple[Any, Any]:
         elbo: Any = 0.0
         surrogate: Any = 0.0
         routed = []
-        for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
+        for model_trace, guide_trace in traces:
             particle, particle_surrogate, data = self._particle(model_trace, guide_trace)
             elbo = elbo + particle
             surrogate = surrogate + particle_surrogate
             routed.append(data)
         if routed[0] is not None:
-            # All particles at once, since leave-one-out baselines compare them. Vectorised, the outermost dimension
-            # already runs over them.
-            stacked = self.vectorize_particles and self.num_particles > 1
-            surrogate = surrogate + self._routed_surrogate(routed[0] if stacked else _stack(routed))
-        return torch.as_tensor(elbo) / self.num_particles, torch.as_tensor(surrogate) / self.num_particles
+            # All particles at once, since leave-one-out baselines compare them.
+            surrogate = surrogate + self._routed_surrogate(routed[0] if self._particles_in_plate else _stack(routed))
+        return elbo, surrogate
 
     def _particle(self, model_trace: Trace, guide_trace: Trace) -> tuple[Any, Any, Any]:
         """The ELBO of a trace, the surrogate of all that is not routed, and what is."""
         data, stack = self._routed_data(model_trace, guide_trace)
-        elbo: Any = 0.0
-        surrogate: Any = 0.0
         log_r = MultiFrameTensor()
+        guide_sites = ordinary_sites(guide_trace)
+        elsewhere = [
+            [site for site in sites.values() if data is None or data.frame not in site["cond_indep_stack"]]
+            for sites in (ordinary_sites(model_trace), guide_sites)
+        ]
+        elbo, surrogate = add_sites(log_r, *elsewhere)
         if data is not None:
             weighted = data.weight * data.cost.detach()
             elbo = elbo + weighted.sum()
             log_r.add((stack, weighted))
-        for site in ordinary_sites(model_trace).values():
-            if data is None or data.frame not in site["cond_indep_stack"]:
-                elbo = elbo + site["log_prob_sum"].detach()
-                surrogate = surrogate + site["log_prob_sum"]
-                log_r.add((site["cond_indep_stack"], site["log_prob"].detach()))
-        guide_sites = ordinary_sites(guide_trace)
-        for site in guide_sites.values():
-            if data is None or data.frame not in site["cond_indep_stack"]:
-                elbo = elbo - site["log_prob_sum"].detach()
-                entropy_term = site["score_parts"].entropy_term
-                if not is_identically_zero(entropy_term):
-                    surrogate = surrogate - entropy_term.sum()
-                log_r.add((site["cond_indep_stack"], -site["log_prob"].detach()))
         for site in guide_sites.values():
             score = site["score_parts"].score_function
             if not is_identically_zero(score):
@@ -262,10 +191,6 @@ def _scaled(log_prob: Tensor, site: Site, frame: CondIndepStackFrame) -> Tensor:
     scale = site["scale"] * ((frame.full_size or frame.size) / frame.size)
     scaled: Tensor = scale_and_mask(log_prob, scale, site["mask"])
     return scaled
-
-
-def _without_assignments(fn: Program) -> Program:
-    return poutine.block(fn, hide_fn=is_assignment)
 
 
 def _sites_in_plate(trace: Trace, frame: CondIndepStackFrame) -> dict[str, Site]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from prob_moe.diagnostics import LEAST_WEIGHTS, RoutingRecorder, pareto_k
 from prob_moe.estimators import TraceRouting_ELBO
-from prob_moe.estimators.sites import Program
+from prob_moe.estimators.sites import Program, no_guide
 from prob_moe.testing.report import GradientReport, GradientRow
 
 #: calls whose weights are kept for an estimate of their tail
@@ -24,7 +24,7 @@ Exact = Callable[..., Tensor] | Mapping[str, Tensor]
 
 def gradient_report(
     model: Program,
-    guide: Program,
+    guide: Program | None,
     elbo: Any,
     *args: Any,
     exact: Exact,
@@ -47,7 +47,7 @@ def gradient_report(
     :class:`~prob_moe.distributions.GumbelMatching` at capacity 1, or, where no law is known, by an estimated Pareto k.
 
     :param model: as for the ELBO.
-    :param guide: as for the ELBO.
+    :param guide: as for the ELBO; None where it takes none.
     :param elbo: an object with ``loss_and_grads``.
     :param args: of model and guide.
     :param exact: the exact objective as a function of ``args`` and ``kwargs``, a scalar that depends on the same
@@ -97,7 +97,7 @@ def gradient_report(
 
 def _leaves(
     model: Program,
-    guide: Program,
+    guide: Program | None,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     parameters: Mapping[str, Tensor] | nn.Module | None,
@@ -122,10 +122,12 @@ def _leaves(
     return leaves
 
 
-def _all_parameters(model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:
+def _all_parameters(
+    model: Program, guide: Program | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, Tensor]:
     """Those of modules under their own names, then those that only Pyro knows, each once."""
     with torch.no_grad(), poutine.block():
-        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        guide_trace = poutine.trace(no_guide if guide is None else guide).get_trace(*args, **kwargs)
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
     leaves: dict[str, Tensor] = {}
     seen: set[int] = set()
@@ -166,7 +168,7 @@ def _exact_gradients(
 def _draws(
     elbo: Any,
     model: Program,
-    guide: Program,
+    guide: Program | None,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     leaves: dict[str, Tensor],

@@ -54,7 +54,6 @@ def refused(*arguments: str) -> str:
         (["digits", "--load-balancing", "-1"], "load_balancing must be a weight >= 0"),
         (["digits", "--load-balancing", "nan"], "load_balancing must be a weight >= 0"),
         (["digits", "--baseline", "leave-one-out", "--num-particles", "1"], "num_particles=1 must be >= 2"),
-        (["digits", "--estimator", "balanced", "--baseline", "neural"], "baseline neural does not apply"),
         (
             ["digits", "--estimator", "balanced", "--assignment", "dependent-rounding"],
             "DependentRounding has no joint log_prob",
@@ -236,15 +235,15 @@ def test_a_full_disk_in_the_middle(write: str, tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from inference.fit.objective import RouterLoss
+    from inference.fit.objective import ElboLoss
 
-    real, calls = RouterLoss.__call__, []
+    real, calls = ElboLoss.__call__, []
 
-    def loss(self: RouterLoss, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    def loss(self: ElboLoss, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         calls.append(len(y))
         return real(self, x, y) * (torch.nan if len(calls) == 4 else 1)
 
-    monkeypatch.setattr(RouterLoss, "__call__", loss)
+    monkeypatch.setattr(ElboLoss, "__call__", loss)
     out = tmp_path / "run"
     assert "the loss is not finite at step 3" in refused(*RUN, "--out", str(out))
     monkeypatch.undo()

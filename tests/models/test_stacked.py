@@ -1,17 +1,19 @@
 """Two layers in one model against enumeration over the assignments of both."""
 
+from collections.abc import Callable
 from itertools import product
 
 import pyro
 import pytest
 import torch
+from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceGraph_ELBO
 from torch import Tensor, nn
 
 from models.assignments import assignments_of
 from models.stacked import StackedMixture
 from prob_moe.distributions import CapacitySkip, GumbelMatching, IndependentRouting
-from prob_moe.estimators import LeaveOneOut_ELBO, TraceRouting_ELBO, balanced_objective
+from prob_moe.estimators import TraceBalanced_ELBO, TraceRouting_ELBO
 from prob_moe.experts import BatchedExperts
 from prob_moe.mixture import MixtureOfExperts
 from prob_moe.testing import gradient_report
@@ -85,15 +87,20 @@ def exact_balanced_objective(model: StackedMixture, x: Tensor, y: Tensor) -> Ten
     return total
 
 
-@pytest.mark.parametrize("elbo", [Trace_ELBO, TraceGraph_ELBO])
+def by_pyro(model: StackedMixture) -> Callable:
+    return poutine.block(model, expose=["first", "assignment"])
+
+
+@pytest.mark.parametrize("elbo", [Trace_ELBO, TraceGraph_ELBO, TraceBalanced_ELBO])
 def test_balanced_objective_against_enumeration_of_both_layers(elbo: type) -> None:
     model, (x, y) = stacked(CapacitySkip), data(3)
     parameters = list(model.parameters())
     exact = torch.autograd.grad(exact_balanced_objective(model, x, y), parameters)
-    estimator, pair, draws = elbo(), balanced_objective(model), []
+    estimator, draws = elbo(), []
+    guide = None if elbo is TraceBalanced_ELBO else by_pyro(model)
     for _ in range(200):
         model.zero_grad()
-        estimator.loss_and_grads(*pair, x, y)
+        estimator.loss_and_grads(model, guide, x, y)
         draws.append(torch.cat([-p.grad.flatten() for p in parameters]))
     assert standard_errors_off(torch.stack(draws), torch.cat([g.flatten() for g in exact])) < 5
 
@@ -101,12 +108,10 @@ def test_balanced_objective_against_enumeration_of_both_layers(elbo: type) -> No
 @pytest.mark.parametrize("first", [GumbelMatching, CapacitySkip])
 def test_leave_one_out_through_two_matchings(first: type) -> None:
     """The second layer is a matching of those whom the first has processed: all of them, or not all."""
-    model, (x, y) = stacked(GumbelMatching), data(3)
+    model, (x, y) = stacked(GumbelMatching, baseline={"use_leave_one_out_baseline": True}), data(3)
     model.assignment = first
     report = gradient_report(
-        *balanced_objective(model),
-        LeaveOneOut_ELBO(),
-        *(x, y),
+        *(model, None, TraceBalanced_ELBO(num_particles=2), x, y),
         exact=lambda x, y: exact_balanced_objective(model, x, y),
         parameters=model,
         num_samples=200,

@@ -14,7 +14,7 @@ from inference.cli import app
 from inference.fit.batches import Minibatches
 from inference.fit.checkpoint import load_checkpoint
 from inference.fit.evaluate import evaluate
-from inference.fit.objective import Assignment, BalancedLoss, Baseline, Estimator
+from inference.fit.objective import Assignment, Baseline, Estimator, batch_loss
 from inference.fit.run import Fit, FitOptions, run_fit
 from inference.fit.run_folder import RunFolder
 from inference.fit.tasks import Digits, ModelOptions, Piecewise
@@ -52,6 +52,7 @@ def test_digits_learn_and_leave_table_and_pictures(tmp_path: Path) -> None:
         ("gumbel-matching", "unweighted", "neural", 1),
         ("skip", "balanced", "decaying", 2),
         ("gumbel-matching", "balanced", "leave-one-out", 2),
+        ("skip", "balanced", "neural", 2),
     ],
 )
 def test_every_kind_of_option_trains(assignment: str, estimator: str, baseline: str, num_layers: int) -> None:
@@ -181,11 +182,12 @@ def test_minibatches_cover_the_data_in_new_orders() -> None:
 def test_baseline_of_the_balanced_loss_shifts_neither_value_nor_gradient() -> None:
     data = piecewise_data((), num_datapoints=4)
     mixture = piecewise_mixture(CapacitySkip, noise=0.5)
-    shifted = BalancedLoss(mixture, decaying_baseline=True)
-    plain = BalancedLoss(mixture)
+    shifted = batch_loss(mixture, Estimator.BALANCED, Baseline.DECAYING)
+    plain = batch_loss(mixture, Estimator.BALANCED, Baseline.NONE)
     draws = {}
     for loss in (shifted, plain):
         rows = []
+        mixture.baseline = {"use_decaying_avg_baseline": True} if loss is shifted else None
         for _ in range(300):
             value = loss(*data)
             gradient = torch.autograd.grad(value, mixture.router.weight)[0]
