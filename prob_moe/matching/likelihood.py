@@ -6,6 +6,7 @@ from a proposal fitted to the mode. Nothing here uses the global random generato
 
 import math
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -71,12 +72,9 @@ def matching_log_prob(
     """
     structure = price_structure(logits, assignment, capacity)
     n, k = logits.shape[-2:]
-    if num_points is None:
-        num_points = min(4096, max(512, 2 ** round(math.log2(2**24 / max(1, n * k)))))
-    max_points = 16 * num_points if max_points is None else max_points
-    for name, value in (("num_points", num_points), ("max_points", max_points)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 16:
-            raise ValueError(f"{name} must be an int of at least 16, got {value!r}.")
+    for name, count in (("num_points", num_points), ("max_points", max_points)):
+        if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 16):
+            raise ValueError(f"{name} must be an int of at least 16, got {count!r}.")
     check_integration_seed(integration_seed)
     if not tolerance > 0:
         raise ValueError(f"tolerance must be positive, in nats, got {tolerance!r}.")
@@ -84,32 +82,32 @@ def matching_log_prob(
     batch = structure.feasible.shape
     flat_logits = logits.expand(*batch, n, k).reshape(-1, n, k).double()
     flat_assignment = assignment.expand(*batch, n).reshape(-1, n)
+    present = (flat_assignment >= 0).sum(-1)
+    flat_logits, flat_assignment = _present_first(flat_logits, flat_assignment)
     flat = type(structure)(*(field.reshape(-1, *field.shape[len(batch) :]) for field in structure))
     dimension = flat.free.sum(-1)
 
     log_prob = torch.full((len(flat_logits),), -torch.inf, dtype=torch.float64, device=logits.device)
     error = torch.zeros_like(log_prob)
-    for d in dimension[flat.feasible].unique().tolist():
-        by_rule = d in RULES and n * k <= RULES[d].max_elements
-        points = QUADRATURE_POINTS if by_rule else num_points
-        size = max(1, BATCH_ELEMENTS // max(n * k, points * k, k**3))
-        for index in (flat.feasible & (dimension == d)).nonzero().squeeze(-1).split(size):
-            z, part = flat_assignment[index], type(flat)(*(field[index] for field in flat))
-            if d == 0:
+    solvable = flat.feasible.nonzero().squeeze(-1)
+    kinds, kind = torch.stack([dimension, present], -1)[solvable].unique(dim=0, return_inverse=True)
+    ways = [_way(d, m, k, num_points, max_points) for d, m in kinds.tolist()]
+    for way in dict.fromkeys(ways):
+        chosen = torch.tensor([other == way for other in ways], device=kind.device)[kind]
+        members = solvable[chosen]
+        rows = max(min(n, 1), int(present[members].max()))
+        points = QUADRATURE_POINTS if way.by_rule else way.num_points
+        size = max(1, BATCH_ELEMENTS // max(rows * k, points * k, k**3))
+        for index in members.split(size):
+            z, part = flat_assignment[index, :rows], type(flat)(*(field[index] for field in flat))
+            own_logits = flat_logits[index, :rows]
+            if way.dimension == 0:
                 no_prices = flat_logits.new_zeros(k)
-                value = tree_log_density(reachable_logits(flat_logits[index], z, part), z, no_prices, part.free)
+                value = tree_log_density(reachable_logits(own_logits, z, part), z, no_prices, part.free)
             else:
-                problem = PriceProblem.build(flat_logits.detach()[index], z, part)
-                integral = partial(
-                    _integral,
-                    dimension=d,
-                    by_rule=by_rule,
-                    num_points=num_points,
-                    max_points=max_points,
-                    tolerance=tolerance,
-                    seed=integration_seed,
-                )
-                value, spread = integrate(flat_logits[index], problem, integral)
+                problem = PriceProblem.build(own_logits.detach(), z, part)
+                integral = partial(_integral, way=way, tolerance=tolerance, seed=integration_seed)
+                value, spread = integrate(own_logits, problem, integral)
                 error = error.index_copy(0, index, spread)
             log_prob = log_prob.index_copy(0, index, value)
     return log_prob.view(batch).to(logits.dtype), error.view(batch).to(logits.dtype)
@@ -121,36 +119,55 @@ def check_integration_seed(seed: int) -> None:
         raise ValueError(f"integration_seed must be an int from 0 to 2**31 - 1, got {seed!r}.")
 
 
-def _integral(
-    problem: PriceProblem,
-    *,
-    dimension: int,
-    by_rule: bool,
-    num_points: int,
-    max_points: int,
-    tolerance: float,
-    seed: int,
-) -> PriceEstimate:
+class _Way(NamedTuple):
+    """How a problem is integrated, which depends on who is present in it and not on its padding."""
+
+    dimension: int
+    by_rule: bool
+    simulates: bool
+    num_points: int
+    max_points: int
+
+
+def _way(dimension: int, present: int, k: int, num_points: int | None, max_points: int | None) -> _Way:
+    elements = present * k
+    by_rule = dimension in RULES and elements <= RULES[dimension].max_elements
+    # So many datapoints an expert leave the prices no polytope to hide in, and simulated noise would cost more than
+    # the integral.
+    simulates = elements <= LARGE or present < MANY * k
+    if num_points is None:
+        num_points = min(4096, max(512, 2 ** round(math.log2(2**24 / max(1, elements)))))
+    return _Way(dimension, by_rule, simulates, num_points, 16 * num_points if max_points is None else max_points)
+
+
+def _present_first(logits: Tensor, assignment: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (b, n, k) and assignments (b, n) with the datapoints that are absent at the end, and zeros there."""
+    absent = assignment < 0
+    if not bool(absent.any()):
+        return logits, assignment
+    order = absent.long().argsort(dim=-1, stable=True)
+    logits = logits.masked_fill(absent.unsqueeze(-1), 0.0)
+    return logits.gather(-2, order.unsqueeze(-1).expand_as(logits)), assignment.gather(-1, order)
+
+
+def _integral(problem: PriceProblem, *, way: _Way, tolerance: float, seed: int) -> PriceEstimate:
     """The integral by a product rule, and by importance sampling where there is none, or it did not converge."""
-    _, n, k = problem.logits.shape
-    if n * k > LARGE and n >= MANY * k:
-        # So many datapoints an expert leave the prices no polytope to hide in, and simulated noise would cost more than
-        # the integral.
+    if not way.simulates:
         start = torch.zeros_like(problem.scale).unsqueeze(0)
     else:
         center = central_prices(problem)
         start = torch.cat([center.unsqueeze(0), simulated_prices(problem, center, seed)])
     least, best = torch.stack([supporting_log_prob(problem, prices) for prices in start]).max(0)
     support = start.gather(0, best[None, :, None].expand(1, *start.shape[1:]))
-    if not by_rule:
-        sampled = importance_sampling(problem, num_points, max_points, tolerance, start, least, seed)
+    if not way.by_rule:
+        sampled = importance_sampling(problem, way.num_points, way.max_points, tolerance, start, least, seed)
         return _bracketed(sampled, least, support)
-    estimate = quadrature(problem, dimension, start)
-    rough = (estimate.error > RULES[dimension].accepted) | ~(estimate.log_prob > least - ROUNDING)
+    estimate = quadrature(problem, way.dimension, start)
+    rough = (estimate.error > RULES[way.dimension].accepted) | ~(estimate.log_prob > least - ROUNDING)
     if bool(rough.any()):
         index = rough.nonzero().squeeze(-1)
         sampled = importance_sampling(
-            problem.select(index), num_points, max_points, tolerance, start[:, index], least[index], seed
+            problem.select(index), way.num_points, way.max_points, tolerance, start[:, index], least[index], seed
         )
         estimate = estimate.replaced(rough, sampled)
     return _bracketed(estimate, least, support)

@@ -6,6 +6,7 @@ polytope. No gradient leads there, but simulated noise does: noise under which g
 is easy to draw, and its shortest exchange paths are prices with a tight tree.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -85,16 +86,17 @@ def simulated_prices(problem: PriceProblem, center: Tensor, seed: int, num_draws
     row's logsumexp and E_ij exponential. On these reduced costs, none negative, the shortest paths to the experts of
     fixed price say by how much the prices rise.
     """
-    generator = torch.Generator().manual_seed(seed)
     batch, n, k = problem.logits.shape
     present = problem.assignment >= 0
     home = problem.assignment.clamp(min=0).unsqueeze(-1).expand(batch, n, k)
     shifted = problem.logits - center.unsqueeze(-2)
     best = shifted.logsumexp(-1, keepdim=True)
     draws = []
-    for _ in range(num_draws):
-        # The same noise for every problem of the batch, so that a value does not depend on its companions.
-        noise = torch.empty(n, k + 1, dtype=torch.float64).exponential_(generator=generator).log().to(best.device)
+    for draw in range(num_draws):
+        # The same noise for every problem of the batch, and for the first rows of a longer one, so that a value depends
+        # neither on its companions nor on their length.
+        exponential = np.random.default_rng([seed, draw]).standard_exponential((n, k + 1))
+        noise = torch.from_numpy(exponential).log().to(best.device)
         margin = torch.nn.functional.softplus(best - noise[:, :1] - shifted + noise[:, 1:])
         margin = margin.masked_fill(~present.unsqueeze(-1), torch.inf)
         costs = margin.new_full((batch, k, k), torch.inf).scatter_reduce(1, home, margin, "amin")
