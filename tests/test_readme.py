@@ -1,6 +1,7 @@
 """The README's example runs as it stands, and learns, whatever the seed."""
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -37,4 +38,8 @@ def test_the_example_prints_its_result(capsys: Any) -> None:
 
 
 if __name__ == "__main__":  # `make wheel` runs it with nothing but the wheel and its dependencies
-    test_the_example_learns_at_seeds_that_it_does_not_use()
+    if len(sys.argv) == 3:  # the first seed, and the one after the last
+        for seed in range(int(sys.argv[1]), int(sys.argv[2])):
+            run(seed)
+    else:
+        test_the_example_learns_at_seeds_that_it_does_not_use()
