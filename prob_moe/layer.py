@@ -58,8 +58,8 @@ class ExpertLayer(nn.Module):
     The output of a dropped datapoint is 0 (x, for experts with ``residual``), and its importance weight is 0: its loss
     counts nothing under the router objective. The output of padding is 0.
 
-    :param router: module (*batch, n, d) -> logits (*batch, n, k); None for a linear one, which beside experts other than
-        ``BatchedExperts`` learns d at the first call (``LazyLinear``): run the network once before making an optimiser.
+    :param router: module (*batch, n, d) -> logits (*batch, n, k); None for a linear one, which beside other experts
+        than ``BatchedExperts`` learns d at the first call (``LazyLinear``): run it once before making an optimiser.
     :param experts: a :class:`~prob_moe.experts.BatchedExperts`; or modules of one form, (c, d) -> (c, out), which are
         stacked; or one module (k, c, d) -> (k, c, out), with an attribute ``num_experts`` where the router is None.
     :param assignment: an assignment distribution, or a callable that makes one from logits, ``capacity``,
