@@ -124,8 +124,11 @@ def sample_conditional_poisson(
             taken.append(take)
             missing = missing - take.long()
         chosen = torch.stack(taken)
-        # The chosen first, in their order.
-        return (~chosen).int().argsort(dim=0, stable=True)[:num_selected]
+        # The chosen in their order; one more row takes the others.
+        rank = torch.where(chosen, chosen.cumsum(0) - 1, num_selected)
+        entries = torch.arange(k, device=rank.device).view(k, *[1] * (rank.dim() - 1)).expand(rank.shape)
+        rows = torch.zeros((num_selected + 1, *rank.shape[1:]), dtype=torch.long, device=rank.device)
+        return rows.scatter(0, rank, entries)[:num_selected]
 
 
 def _start(log_odds: Tensor, degree: int) -> Tensor:
@@ -137,8 +140,10 @@ def _start(log_odds: Tensor, degree: int) -> Tensor:
 
 def _times_linear(polynomial: Tensor, log_odd: Tensor) -> Tensor:
     """The product of a polynomial with 1 + p x, cut off at its degree."""
-    # Not logaddexp, whose second derivative is NaN where its arguments lie far apart.
-    return torch.cat([polynomial[:1], torch.stack([polynomial[1:], polynomial[:-1] + log_odd]).logsumexp(0)])
+    kept, taken = polynomial[1:], polynomial[:-1] + log_odd
+    # logaddexp is faster, but its second derivative is NaN where its arguments lie far apart.
+    both = torch.stack([kept, taken]).logsumexp(0) if torch.is_grad_enabled() else torch.logaddexp(kept, taken)
+    return torch.cat([polynomial[:1], both])
 
 
 def _prefixes(floored: Tensor, degree: int) -> list[Tensor]:
