@@ -53,11 +53,11 @@ BASE_LEGEND = (
 
 def _objective_table(rows: pd.DataFrame, title: str) -> Table:
     table = Table(box=SIMPLE_HEAD, title=title, collapse_padding=True)
-    table.add_column("estimator, baseline", min_width=28)
+    # The law of the weights, where some have a heavy tail: in 80 columns, too.
+    heavy = bool((rows.weight_pareto_k > 0).any())
+    table.add_column("estimator, baseline", min_width=17 if heavy else 28)
     for header in ("bias,\ns.e.", "bias,\n%", "router,\n%", "cosine", "variance", "ratio"):
         table.add_column(header, justify="right")
-    # The law of the weights, where some have a heavy tail.
-    heavy = bool((rows.weight_pareto_k > 0).any())
     if heavy:
         table.add_column("k", justify="right")
     for estimator, group in rows.groupby("estimator", sort=False):
@@ -94,7 +94,7 @@ def settings_table(frame: pd.DataFrame) -> Table:
         "of the unbiased estimators, range of the biased twins. Withheld: of these the weights have infinite variance.",
     )
     table.add_column("setting")
-    for header in (*map(label, unbiased), "unbiased,\ns.e.", "twins,\ns.e."):
+    for header in (*map(_narrow, unbiased), "unbiased,\ns.e.", "twins,\ns.e."):
         table.add_column(header, justify="right")
     if rows.withheld.any():
         table.add_column(WITHHELD)
@@ -106,9 +106,14 @@ def settings_table(frame: pd.DataFrame) -> Table:
             *(number(ratios[name], ".2f") for name in unbiased),
             f"≤ {number(honest.max(), '.1f')}",
             f"{number(twins.min(), '.1f')} – {number(twins.max(), '.1f')}",
-            *([", ".join(map(label, group[group.withheld].estimator.unique()))] if rows.withheld.any() else []),
+            *([",\n".join(map(_narrow, group[group.withheld].estimator.unique()))] if rows.withheld.any() else []),
         )
     return table
+
+
+def _narrow(name: str) -> str:
+    """A label with a line for each of its words, hyphens included."""
+    return label(name).replace("-", "-\n").replace(" ", "\n")
 
 
 def enumeration_table(errors: pd.DataFrame) -> Table:

@@ -1,5 +1,6 @@
 """No verdict on a bias where, by their law, the importance weights have no variance."""
 
+import io
 import json
 import math
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from rich.console import Console
 from typer.testing import CliRunner
 
 from inference.cli import app
@@ -41,6 +43,11 @@ def test_the_tables_say_withheld_in_the_place_of_a_number(frame: pd.DataFrame) -
     router = base_tables(frame)[0]
     assert [str(cell) for cell in router.columns[1].cells].count(WITHHELD) == 1
     assert "0.5" in set(router.columns[-1].cells)
+    console = Console(width=80, file=io.StringIO())
+    console.print(router)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "…" not in text
+    assert {"ratio", "k"} <= set(text.split())
     (column,) = [column for column in settings_table(frame).columns if column.header == WITHHELD]
     cells = list(column.cells)
     assert all("atching" in str(cell) for cell in cells[:2])
