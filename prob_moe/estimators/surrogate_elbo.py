@@ -137,5 +137,15 @@ def add_sites(log_r: MultiFrameTensor, model_sites: Iterable[Site], guide_sites:
     return elbo, surrogate
 
 
+def add_scores(log_r: MultiFrameTensor, guide_sites: Iterable[Site]) -> Any:
+    """:returns: the part of the surrogate that the guide's score functions make, as in Pyro's Trace_ELBO."""
+    surrogate: Any = 0.0
+    for site in guide_sites:
+        score = site["score_parts"].score_function
+        if not is_identically_zero(score):
+            surrogate = surrogate + (log_r.sum_to(site["cond_indep_stack"]) * score).sum()
+    return surrogate
+
+
 def _without_assignments(fn: Program) -> Program:
     return poutine.block(fn, hide_fn=is_assignment)

@@ -1,21 +1,17 @@
 """A lower bound of the mixture's own likelihood as a Pyro ELBO: several experts per datapoint, no score function."""
 
+from collections.abc import Iterator
 from typing import Any
 
-import torch
-from pyro import poutine
-from pyro.infer import Trace_ELBO
-from pyro.infer.util import is_validation_enabled
+from pyro.infer.util import MultiFrameTensor
 from pyro.poutine import Trace
-from pyro.poutine.util import prune_subsample_sites
-from pyro.util import check_model_guide_match, check_site_shape
-from torch import Tensor
 
 from prob_moe.distributions import SelectedMixture
-from prob_moe.estimators.sites import Program, Site, assignment_sites, is_assignment, no_guide, ordinary_sites
+from prob_moe.estimators.sites import Site, assignment_sites, ordinary_sites
+from prob_moe.estimators.surrogate_elbo import SurrogateELBO, add_scores, add_sites
 
 
-class TraceMixture_ELBO(Trace_ELBO):
+class TraceMixture_ELBO(SurrogateELBO):
     r"""
     The *mixture bound*
 
@@ -45,67 +41,26 @@ class TraceMixture_ELBO(Trace_ELBO):
     :raises ValueError: if the model has no such site, or several, or the guide draws it.
     """
 
-    def loss_and_grads(self, model: Program, guide: Program | None, *args: Any, **kwargs: Any) -> float:
-        """:returns: the loss, after backward."""
-        with _Gradients(self):
-            return float(super().loss_and_grads(model, guide, *args, **kwargs))
+    def _left_out(self, model_trace: Trace, guide_trace: Trace) -> list[str]:
+        return [_set_valued_site(model_trace, guide_trace)[0]]
 
-    def differentiable_loss(self, model: Program, guide: Program | None, *args: Any, **kwargs: Any) -> Tensor:
-        """:returns: a scalar, an estimate of -M, with the gradient that the class states."""
-        with _Gradients(self):
-            loss: Tensor = super().differentiable_loss(model, guide, *args, **kwargs)
-            return loss
+    def _elbo(self, model_trace: Trace, guide_trace: Trace) -> Any:
+        return self._terms(model_trace, guide_trace)[0]
 
-    _wants_gradients = False
+    def _elbo_and_surrogate(self, traces: Iterator[tuple[Trace, Trace]]) -> tuple[Any, Any]:
+        elbo: Any = 0.0
+        surrogate: Any = 0.0
+        for model_trace, guide_trace in traces:
+            _refuse_one_of_many(*_set_valued_site(model_trace, guide_trace))
+            particle, particle_surrogate = self._terms(model_trace, guide_trace)
+            elbo, surrogate = elbo + particle, surrogate + particle_surrogate
+        return elbo, surrogate
 
-    def _guess_max_plate_nesting(
-        self, model: Program, guide: Program | None, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
-        # Pyro's guess evaluates every log_prob; that of the assignment is never needed and may not exist.
-        hidden = poutine.block(model, hide_fn=is_assignment)
-        super()._guess_max_plate_nesting(hidden, no_guide if guide is None else guide, args, kwargs)
-
-    def _get_vectorized_trace(
-        self, model: Program, guide: Program | None, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Trace, Trace]:
-        traces: tuple[Trace, Trace] = super()._get_vectorized_trace(
-            model, no_guide if guide is None else guide, args, kwargs
-        )
-        return traces
-
-    def _get_trace(
-        self, model: Program, guide: Program | None, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Trace, Trace]:
-        guide = no_guide if guide is None else guide
-        guide_trace = prune_subsample_sites(poutine.trace(guide).get_trace(*args, **kwargs))
-        replayed = poutine.replay(model, trace=guide_trace)
-        model_trace = prune_subsample_sites(poutine.trace(replayed).get_trace(*args, **kwargs))
-        name, site = _set_valued_site(model_trace, guide_trace)
-        if self._wants_gradients:
-            _refuse_one_of_many(name, site)
-        model_trace.remove_node(name)
-        if is_validation_enabled():
-            check_model_guide_match(model_trace, guide_trace, self.max_plate_nesting)
-        model_trace.compute_log_prob()
-        guide_trace.compute_score_parts()
-        if is_validation_enabled():
-            for trace in (model_trace, guide_trace):
-                for other in ordinary_sites(trace).values():
-                    check_site_shape(other, self.max_plate_nesting)
-        return model_trace, guide_trace
-
-
-class _Gradients:
-    """While gradients are wanted, and not the value alone."""
-
-    def __init__(self, elbo: TraceMixture_ELBO) -> None:
-        self.elbo = elbo
-
-    def __enter__(self) -> None:
-        self.elbo._wants_gradients = torch.is_grad_enabled()
-
-    def __exit__(self, *_: object) -> None:
-        self.elbo._wants_gradients = False
+    def _terms(self, model_trace: Trace, guide_trace: Trace) -> tuple[Any, Any]:
+        log_r = MultiFrameTensor()
+        guide_sites = list(ordinary_sites(guide_trace).values())
+        elbo, surrogate = add_sites(log_r, ordinary_sites(model_trace).values(), guide_sites)
+        return elbo, surrogate + add_scores(log_r, guide_sites)
 
 
 def _set_valued_site(model_trace: Trace, guide_trace: Trace) -> tuple[str, Site]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pyro.distributions.util import is_identically_zero, scale_and_mask
+from pyro.distributions.util import scale_and_mask
 from pyro.infer.util import MultiFrameTensor, is_validation_enabled
 from pyro.poutine import Trace
 from pyro.poutine.indep_messenger import CondIndepStackFrame
@@ -22,7 +22,7 @@ from prob_moe.estimators.sites import (
     per_datapoint,
     present_datapoints,
 )
-from prob_moe.estimators.surrogate_elbo import SurrogateELBO, add_sites
+from prob_moe.estimators.surrogate_elbo import SurrogateELBO, add_scores, add_sites
 
 
 @dataclass
@@ -126,11 +126,7 @@ class TraceRouting_ELBO(SurrogateELBO):
             weighted = data.weight * data.cost.detach()
             elbo = elbo + weighted.sum()
             log_r.add((stack, weighted))
-        for site in guide_sites.values():
-            score = site["score_parts"].score_function
-            if not is_identically_zero(score):
-                surrogate = surrogate + (log_r.sum_to(site["cond_indep_stack"]) * score).sum()
-        return elbo, surrogate, data
+        return elbo, surrogate + add_scores(log_r, guide_sites.values()), data
 
     def _routed_data(self, model_trace: Trace, guide_trace: Trace) -> tuple[RoutedData | None, tuple[Any, ...]]:
         sites = assignment_sites(model_trace)
