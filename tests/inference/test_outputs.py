@@ -87,15 +87,15 @@ def test_fit_takes_no_folder_of_another_command(command: str, file: str, overwri
 
 def broken_at(call: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The loss is NaN at a step, counted from 0."""
-    from inference.fit.objective import RouterLoss
+    from inference.fit.objective import ElboLoss
 
-    real, calls = RouterLoss.__call__, []
+    real, calls = ElboLoss.__call__, []
 
-    def loss(self: RouterLoss, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    def loss(self: ElboLoss, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         calls.append(len(y))
         return real(self, x, y) * (torch.nan if len(calls) == call + 1 else 1)
 
-    monkeypatch.setattr(RouterLoss, "__call__", loss)
+    monkeypatch.setattr(ElboLoss, "__call__", loss)
 
 
 @pytest.mark.parametrize(
