@@ -5,11 +5,11 @@ from typing import Annotated
 import typer
 
 import prob_moe
-from inference.exits import OneLineErrors
 from inference.fit.command import fit
 from inference.gradients.command import gradients
 from inference.likelihood.command import likelihood
 from inference.posterior.command import posterior
+from inference.runs.exits import OneLineErrors
 from inference.show.command import show
 from inference.study.command import study
 

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from models.language import LanguageModel
 from models.stacked import StackedMixture
-from prob_moe.layer_parts import outside_plate, process
+from prob_moe.layer.parts import outside_plate, process
 from prob_moe.mixture import MixtureOfExperts
 
 

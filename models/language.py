@@ -14,7 +14,7 @@ from models.text import NUM_BYTES
 from prob_moe.distributions import AssignmentDistribution
 from prob_moe.experts import BatchedExperts
 from prob_moe.experts.validation import check_positive_int
-from prob_moe.layer_parts import baseline_infer, outside_plate, process
+from prob_moe.layer.parts import baseline_infer, outside_plate, process
 
 
 class CausalAttention(nn.Module):

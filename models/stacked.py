@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from prob_moe.distributions import AssignmentDistribution
 from prob_moe.experts import BatchedExperts
-from prob_moe.layer_parts import (
+from prob_moe.layer.parts import (
     baseline_infer,
     check_datapoints,
     check_experts,

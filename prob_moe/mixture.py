@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from prob_moe.distributions import AssignmentDistribution, GumbelMatching, SelectedMixture
 from prob_moe.experts import BatchedExperts
-from prob_moe.layer_parts import (
+from prob_moe.layer.parts import (
     baseline_infer,
     check_datapoints,
     check_experts,
@@ -22,10 +22,10 @@ from prob_moe.layer_parts import (
     process_several,
     router_logits,
 )
-from prob_moe.matching._compiled import leaves_torch
+from prob_moe.numerics._compiled import leaves_torch
 from prob_moe.padding import fill
 from prob_moe.prediction import mix, most_probable
-from prob_moe.routers.losses import check_weight, load_balancing_loss
+from prob_moe.rules.losses import check_weight, load_balancing_loss
 
 
 class MixtureOfExperts(PyroModule):
@@ -57,7 +57,7 @@ class MixtureOfExperts(PyroModule):
         expert per datapoint.
     :param baseline: a :class:`~prob_moe.estimators.Baseline`, Pyro's ``infer["baseline"]`` options, or a module
         (*batch, n, d) -> (*batch, n), trained along.
-    :param load_balancing: weight of :func:`~prob_moe.routers.load_balancing_loss` on expected shares. The site
+    :param load_balancing: weight of :func:`~prob_moe.rules.load_balancing_loss` on expected shares. The site
         ``load_balancing`` is minus the weight times the number of present datapoints times the loss.
     :raises ValueError: on arguments of the wrong kind; when called, on a router whose width is not k, on no datapoints,
         or on observations whose shape does not fit.

@@ -15,8 +15,8 @@ from prob_moe.distributions import CapacitySkip, DependentRounding, GumbelMatchi
 from prob_moe.estimators import TraceRouting_ELBO
 from prob_moe.experts import BatchedExperts
 from prob_moe.mixture import MixtureOfExperts
-from prob_moe.routers import LossFreeBias
-from tests.routers.test_contract import D, K, every_router, experts_of, logits_of, route
+from prob_moe.rules import LossFreeBias
+from tests.rules.test_contract import D, K, every_router, experts_of, logits_of, route
 
 reentrant_or_not = pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "not reentrant"])
 
@@ -116,7 +116,7 @@ def test_a_step_hook_updates_the_bias():
 
 
 def test_a_bias_that_nobody_updates_warns_once(monkeypatch):
-    monkeypatch.setattr("prob_moe.routers.loss_free_bias.CALLS_BEFORE_WARNING", 3)
+    monkeypatch.setattr("prob_moe.rules.loss_free_bias.CALLS_BEFORE_WARNING", 3)
     router = LossFreeBias(K)
     router(torch.zeros(2, K))
     router(torch.zeros(2, K))

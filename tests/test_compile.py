@@ -8,7 +8,7 @@ backends.
 import pytest
 
 from tests.compiler import needs_compiler
-from tests.matching.test_compiled import run
+from tests.numerics.test_compiled import run
 
 COMPARISON = """
 import torch
@@ -17,9 +17,9 @@ from pyro.distributions import Normal
 from prob_moe.distributions import CapacitySkip, DependentRounding, GumbelMatching
 from prob_moe.estimators import TraceRouting_ELBO
 from prob_moe.experts import BatchedExperts
-from prob_moe.matching import dependent_rounding, solve_assignment
+from prob_moe.numerics import dependent_rounding, solve_assignment
 from prob_moe.mixture import MixtureOfExperts
-from prob_moe.routers import BASELayer, LossFreeBias, SinkhornBASE
+from prob_moe.rules import BASELayer, LossFreeBias, SinkhornBASE
 
 torch.manual_seed(0)
 x, y = torch.randn(12, 4, dtype=torch.float64), torch.randn(12, dtype=torch.float64)

@@ -20,7 +20,7 @@ from prob_moe.estimators.sites import per_datapoint
 from prob_moe.experts import BatchedExperts
 from prob_moe.mixture import MixtureOfExperts
 from prob_moe.padding import fill
-from prob_moe.routers import load_balancing_loss, z_loss
+from prob_moe.rules import load_balancing_loss, z_loss
 from prob_moe.testing import central_difference
 
 PROCEDURES = [IndependentRouting, CapacitySkip, GumbelMatching, DependentRounding]

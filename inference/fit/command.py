@@ -13,22 +13,22 @@ import typer
 from rich.progress import Progress, TaskID
 
 import prob_moe
-from inference.exits import end
-from inference.fit.checkpoint import CheckpointError
-from inference.fit.config import FitConfig, Serve, TaskName
-from inference.fit.device import Dtype, check_device, default_dtype, move
-from inference.fit.interrupts import InterruptedFit, StopSignals
-from inference.fit.keeper import FitKeeper
-from inference.fit.lock import FolderLock
-from inference.fit.objective import Assignment, Baseline, Estimator
 from inference.fit.report import as_json, print_table, write_results
-from inference.fit.run import FitResult, Status, run_fit, steps_per_epoch
-from inference.fit.run_folder import RunFolder
 from inference.fit.sampled_text import write_sampled_text
-from inference.fit.tasks import TASKS, Task
-from inference.fit.trainer import NonFiniteLossError
-from inference.outputs import check_not_of_another_command
-from inference.progress import console, progress_bar
+from inference.runs.checkpoint import CheckpointError
+from inference.runs.config import FitConfig, Serve, TaskName
+from inference.runs.exits import end
+from inference.runs.lock import FolderLock
+from inference.runs.outputs import check_not_of_another_command
+from inference.runs.progress import console, progress_bar
+from inference.runs.run_folder import RunFolder
+from inference.tasks import TASKS, Task
+from inference.training.device import Dtype, check_device, default_dtype, move
+from inference.training.interrupts import InterruptedFit, StopSignals
+from inference.training.keeper import FitKeeper
+from inference.training.objective import Assignment, Baseline, Estimator
+from inference.training.run import FitResult, Status, run_fit, steps_per_epoch
+from inference.training.trainer import NonFiniteLossError
 
 #: fits 80 columns
 DETAILS = (

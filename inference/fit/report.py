@@ -7,10 +7,10 @@ from typing import Any
 import pandas as pd
 from rich.table import Table
 
-from inference.fit.run import FitResult
-from inference.fit.run_folder import RunFolder
-from inference.fit.tasks import Task
-from inference.progress import console
+from inference.runs.progress import console
+from inference.runs.run_folder import RunFolder
+from inference.tasks import Task
+from inference.training.run import FitResult
 
 
 def write_results(task: Task, results: dict[int, FitResult], title: str, run: RunFolder) -> list[str]:
@@ -21,7 +21,7 @@ def write_results(task: Task, results: dict[int, FitResult], title: str, run: Ru
     """
     # Drawing is slow to import; --help need not wait for it.
     from inference import plots
-    from inference.fit import plots as fit_plots
+    from inference.training import plots as fit_plots
 
     run.path.mkdir(parents=True, exist_ok=True)
     metrics = metrics_table(results)

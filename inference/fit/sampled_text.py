@@ -2,9 +2,9 @@
 
 import pyro
 
-from inference.fit.run import FitResult
-from inference.fit.run_folder import RunFolder
-from inference.fit.tasks import Task
+from inference.runs.run_folder import RunFolder
+from inference.tasks import Task
+from inference.training.run import FitResult
 from models.language import LanguageModel
 
 #: bytes of the test part that are given

@@ -1,4 +1,4 @@
-"""The alternatives of ``prob_moe.routers`` among the estimators, each against the objective that it can be held to."""
+"""The alternatives of ``prob_moe.rules`` among the estimators, each against the objective that it can be held to."""
 
 import math
 from collections.abc import Callable
@@ -10,10 +10,10 @@ from torch import Tensor
 
 from inference.gradients.estimators import Baseline, GradientEstimator, Loss, Objective, exact_router_gradient
 from inference.gradients.problem import Problem, exact_gradient, gated_objective, likelihood, parameters
-from prob_moe import routers
+from prob_moe import rules
 from prob_moe.mixture import MixtureOfExperts
 
-Make = Callable[[Problem], routers.Router]
+Make = Callable[[Problem], rules.RoutingRule]
 
 #: of central differences, in units of a parameter; a jump shows when two steps disagree
 STEPS = (1e-5, 1e-6)
@@ -26,38 +26,38 @@ def alternatives() -> list[GradientEstimator]:
     datapoint has output 0, in the deterministic models as in what is compared with the gated objective, which has no
     capacity.
     """
-    switch = _limited(routers.Switch)
+    switch = _limited(rules.Switch)
     return [
         _alternative("Switch", switch, Objective.GATED, deterministic=True),
-        _alternative("sampled gate", _limited(routers.SampledGate), Objective.GATED),
+        _alternative("sampled gate", _limited(rules.SampledGate), Objective.GATED),
         # Inside the authors' window of 0.1 there is mostly one expert, hence no gradient.
-        _alternative("SparseMixer v1, no window", _limited(routers.SparseMixer, epsilon=math.inf), Objective.GATED),
-        _alternative("SparseMixer v2, no window", _limited(routers.SparseMixerV2, epsilon=math.inf), Objective.GATED),
-        _alternative("Gumbel-softmax", _limited(routers.GumbelSoftmax), Objective.ROUTER),
-        _alternative("DenseMixer", _limited(routers.DenseMixer), Objective.OWN, deterministic=True, biased=True),
+        _alternative("SparseMixer v1, no window", _limited(rules.SparseMixer, epsilon=math.inf), Objective.GATED),
+        _alternative("SparseMixer v2, no window", _limited(rules.SparseMixerV2, epsilon=math.inf), Objective.GATED),
+        _alternative("Gumbel-softmax", _limited(rules.GumbelSoftmax), Objective.ROUTER),
+        _alternative("DenseMixer", _limited(rules.DenseMixer), Objective.OWN, deterministic=True, biased=True),
         *(
             _alternative(label, make, Objective.OWN, deterministic=True, biased=False)
             for label, make in {
                 "Switch": switch,
-                "BASE": _limited(routers.BASELayer),
-                "S-BASE": _limited(routers.SinkhornBASE),
-                "expert choice": _limited(routers.ExpertChoice),
-                "σ-MoE, top 2": _limited(routers.SigmaMoE),
-                "sparse transport, top 2": _limited(routers.SparsityConstrainedTransport),
+                "BASE": _limited(rules.BASELayer),
+                "S-BASE": _limited(rules.SinkhornBASE),
+                "expert choice": _limited(rules.ExpertChoice),
+                "σ-MoE, top 2": _limited(rules.SigmaMoE),
+                "sparse transport, top 2": _limited(rules.SparsityConstrainedTransport),
                 # A bias that moves would change the model between draws.
-                "loss-free bias": lambda p: routers.LossFreeBias(
+                "loss-free bias": lambda p: rules.LossFreeBias(
                     p.setting.k, rate=0.0, capacity_factor=p.setting.capacity_factor
                 ),
-                "hash": _limited(routers.HashRouting),
-                "SMEAR": lambda problem: routers.SMEAR(),
-                "Soft MoE": lambda problem: routers.SoftMoE(),
-                "dense mixture": lambda problem: routers.DenseMixture(),
+                "hash": _limited(rules.HashRouting),
+                "SMEAR": lambda problem: rules.SMEAR(),
+                "Soft MoE": lambda problem: rules.SoftMoE(),
+                "dense mixture": lambda problem: rules.DenseMixture(),
             }.items()
         ),
     ]
 
 
-def _limited(kind: Callable[..., routers.Router], **options: Any) -> Make:
+def _limited(kind: Callable[..., rules.RoutingRule], **options: Any) -> Make:
     return lambda problem: kind(capacity_factor=problem.setting.capacity_factor, **options)
 
 
@@ -66,7 +66,7 @@ def _alternative(
 ) -> GradientEstimator:
     def loss(problem: Problem, mixture: MixtureOfExperts, copies: int) -> Loss:
         x, y = problem.data(copies)
-        return partial(router_loss, make(problem), mixture, x, y)
+        return partial(rule_loss, make(problem), mixture, x, y)
 
     def exact(problem: Problem) -> list[Tensor] | None:
         if objective is Objective.GATED:
@@ -76,16 +76,16 @@ def _alternative(
     return GradientEstimator(label, Baseline.ABSENT, objective, loss, exact, deterministic=deterministic, biased=biased)
 
 
-def router_loss(router: routers.Router, mixture: MixtureOfExperts, x: Tensor, y: Tensor) -> Tensor:
-    """:returns: minus the log-likelihood of what the router makes of x, summed over all copies, nats."""
-    return -_log_likelihood(router, mixture, x, y).sum()
+def rule_loss(rule: rules.RoutingRule, mixture: MixtureOfExperts, x: Tensor, y: Tensor) -> Tensor:
+    """:returns: minus the log-likelihood of what the rule makes of x, summed over all copies, nats."""
+    return -_log_likelihood(rule, mixture, x, y).sum()
 
 
 def own_gradient(problem: Problem, make: Make) -> list[Tensor] | None:
     """
     By central differences of the forward pass alone.
 
-    :param make: of a deterministic router.
+    :param make: of a deterministic rule.
     :returns: gradients with respect to :func:`~inference.gradients.problem.parameters`, or None where the output jumps.
     """
     wide, narrow = (_central_differences(problem, make, step) for step in STEPS)
@@ -107,10 +107,10 @@ def _central_differences(problem: Problem, make: Make, step: float) -> list[Tens
     return [slope.view(shape) for slope, shape in zip(slopes, shapes, strict=True)]
 
 
-def _log_likelihood(router: routers.Router, mixture: MixtureOfExperts, x: Tensor, y: Tensor) -> Tensor:
+def _log_likelihood(rule: rules.RoutingRule, mixture: MixtureOfExperts, x: Tensor, y: Tensor) -> Tensor:
     """Summed over the datapoints of every copy, (copies,)."""
     logits = mixture.router(x)
     # The hash needs to know who a datapoint is.
-    known = {"identity": torch.arange(x.shape[-2])} if isinstance(router, routers.HashRouting) else {}
-    out = router(logits, **known).output(mixture.experts, x)
+    known = {"identity": torch.arange(x.shape[-2])} if isinstance(rule, rules.HashRouting) else {}
+    out = rule(logits, **known).output(mixture.experts, x)
     return likelihood(out).log_prob(y).sum(-1)

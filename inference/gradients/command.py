@@ -8,15 +8,15 @@ import pandas as pd
 import torch
 import typer
 
-from inference.exits import end
 from inference.gradients.alternatives import alternatives
 from inference.gradients.comparison import Grids, compare
 from inference.gradients.estimators import estimators
 from inference.gradients.expected_gradients import relative_errors
 from inference.gradients.tables import BASE_LEGEND, base_tables, enumeration_table, settings_table
-from inference.outputs import OUTPUTS, output_folder
-from inference.progress import console, progress_bar
-from inference.records import records
+from inference.runs.exits import end
+from inference.runs.outputs import OUTPUTS, output_folder
+from inference.runs.progress import console, progress_bar
+from inference.runs.records import records
 
 QUICK = Grids(n=(16,), k=(4,), capacity_factor=(1.0, 2.0), sharpness=(1.0, 4.0), imbalance=(1.0, 4.0))
 NUM_SAMPLES, QUICK_NUM_SAMPLES = 2000, 500

@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from prob_moe.routers import SampledGate, SparseMixer, SparseMixerV2, Switch
+from prob_moe.rules import SampledGate, SparseMixer, SparseMixerV2, Switch
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 

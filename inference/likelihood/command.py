@@ -10,12 +10,12 @@ import torch
 import typer
 from rich.table import Table
 
-from inference.exits import end
 from inference.likelihood.laws import Likelihood, likelihoods
 from inference.likelihood.matrix_file import read_assignment, read_logits
-from inference.outputs import OUTPUTS, output_folder
 from inference.procedures import label
-from inference.progress import console
+from inference.runs.exits import end
+from inference.runs.outputs import OUTPUTS, output_folder
+from inference.runs.progress import console
 from prob_moe.distributions import capacity_from_factor
 
 

@@ -12,10 +12,10 @@ import torch
 import typer
 from rich.table import Table
 
-from inference.exits import end
-from inference.outputs import OUTPUTS, output_folder
-from inference.progress import console, progress_bar
-from inference.records import records
+from inference.runs.exits import end
+from inference.runs.outputs import OUTPUTS, output_folder
+from inference.runs.progress import console, progress_bar
+from inference.runs.records import records
 from models.piecewise import piecewise_data
 
 

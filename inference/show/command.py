@@ -7,11 +7,11 @@ from typing import Annotated
 import torch
 import typer
 
-from inference.atomic import write_atomically
-from inference.exits import end
-from inference.fit.device import default_dtype
-from inference.outputs import check_new_file
-from inference.progress import console
+from inference.runs.atomic import write_atomically
+from inference.runs.exits import end
+from inference.runs.outputs import check_new_file
+from inference.runs.progress import console
+from inference.training.device import default_dtype
 
 
 def show(

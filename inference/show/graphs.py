@@ -8,7 +8,7 @@ from torch import Tensor
 
 from prob_moe.distributions import AssignmentDistribution, GumbelMatching
 from prob_moe.distributions.support import router_choices
-from prob_moe.matching import exchange_costs
+from prob_moe.numerics import exchange_costs
 
 
 class SmallDraw(NamedTuple):
@@ -56,7 +56,7 @@ def assignment_graph(draw: SmallDraw) -> nx.Graph:
 def exchange_graph(draw: SmallDraw) -> nx.DiGraph:
     """
     Experts, with an edge a -> b wherever somebody could move from a to b, and its ``cost`` W[a, b] in the perturbed
-    scores, see :func:`~prob_moe.matching.exchange_costs`. Nodes have ``price``, the shadow price, ``load`` and
+    scores, see :func:`~prob_moe.numerics.exchange_costs`. Nodes have ``price``, the shadow price, ``load`` and
     ``capacity``.
 
     :param draw: of a :class:`~prob_moe.distributions.GumbelMatching`.

@@ -2,14 +2,14 @@
 
 import torch
 
-from inference.fit import plots as fit_plots
-from inference.fit.evaluate import evaluate
-from inference.fit.run import Fit
 from inference.show import captions, graph_figures, graphs, router_map
 from inference.show.html import Content, Text, picture
 from inference.show.router_map import LETTERS, Served
 from inference.show.routing_view import RoutingView
 from inference.show.run_figures import layer_names
+from inference.training import plots as fit_plots
+from inference.training.evaluate import evaluate
+from inference.training.run import Fit
 from prob_moe.distributions import AssignmentDistribution, GumbelMatching
 
 #: datapoints of an assignment graph

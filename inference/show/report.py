@@ -3,13 +3,13 @@
 import math
 from collections.abc import Callable
 
-from inference.fit.run import Fit
 from inference.show import captions, run_figures, weight_figures
 from inference.show.html import Content, Section, Table, Text, page, picture
 from inference.show.model_sections import expert_use, graph_pictures, map_pictures
 from inference.show.routing_view import RoutingView
 from inference.show.run_reader import Run
 from inference.show.run_summary import describe, mean_and_error
+from inference.training.run import Fit
 
 #: seeds up to which every one has a column
 COLUMNS = 6

@@ -12,7 +12,7 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 
 from inference.figure_style import DROPPED, WIDTH, expert_colors, expert_legend
-from inference.fit.tasks import Model
+from inference.tasks import Model
 from prob_moe.diagnostics import RoutingRecorder
 from prob_moe.mixture import MixtureOfExperts
 

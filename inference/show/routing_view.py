@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inference.fit.run import Fit
+from inference.training.run import Fit
 from models.assignments import assignments_of
 from prob_moe.diagnostics import LEAST_WEIGHTS, RoutingRecorder, effective_sample_size, pareto_k
 from prob_moe.distributions import AssignmentDistribution

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from inference.fit.checkpoint import CheckpointError, differences, load_checkpoint
-from inference.fit.config import FitConfig
-from inference.fit.run import Fit
-from inference.fit.run_folder import RunFolder
-from inference.fit.tasks import TASKS
+from inference.runs.checkpoint import CheckpointError, differences, load_checkpoint
+from inference.runs.config import FitConfig
+from inference.runs.run_folder import RunFolder
+from inference.tasks import TASKS
+from inference.training.run import Fit
 
 
 @dataclass

@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from inference.fit.collapse import unused
-from inference.fit.objective import Assignment, Estimator
 from inference.show.routing_view import RoutingView
 from inference.show.run_figures import load_columns, sites_of
 from inference.show.run_reader import Run
+from inference.training.collapse import unused
+from inference.training.objective import Assignment, Estimator
 from prob_moe.diagnostics import RoutingDiagnostics
 
 PROCEDURES = {

@@ -23,7 +23,7 @@ from prob_moe.distributions import (
     IndependentRouting,
 )
 from prob_moe.estimators import TraceBalanced_ELBO, TraceRouting_ELBO
-from prob_moe.routers import (
+from prob_moe.rules import (
     SMEAR,
     BASELayer,
     DenseMixer,
@@ -32,7 +32,7 @@ from prob_moe.routers import (
     GumbelSoftmax,
     HashRouting,
     LossFreeBias,
-    Router,
+    RoutingRule,
     SampledGate,
     SigmaMoE,
     SinkhornBASE,
@@ -94,7 +94,7 @@ def _balanced(problem: Problem, assignment: type[AssignmentDistribution]) -> Lea
 
 def _gated(
     problem: Problem,
-    router: type[Router],
+    router: type[RoutingRule],
     *,
     balancing: str | None = None,
     limited: bool = True,
@@ -140,7 +140,7 @@ def _gumbel_softmax(problem: Problem) -> Learner:
     return StraightThroughLearner(mixture, router, load_balancing=0.0, serves_all=True)
 
 
-def _alternative(label: str, group: Group, router: type[Router], **options: Any) -> Arm:
+def _alternative(label: str, group: Group, router: type[RoutingRule], **options: Any) -> Arm:
     return Arm(label, group, router.objective, partial(_gated, router=router, **options))
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from inference.atomic import write_atomically
 from inference.procedures import label
+from inference.runs.atomic import write_atomically
 from inference.study.settings import Run
 
 #: raised whenever the same settings give other results, so that older files are not read

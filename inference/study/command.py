@@ -12,11 +12,11 @@ import joblib
 import pandas as pd
 import typer
 
-from inference.exits import end
 from inference.names import resolve
-from inference.outputs import OUTPUTS, output_folder
-from inference.progress import console, progress_bar
-from inference.records import records
+from inference.runs.exits import end
+from inference.runs.outputs import OUTPUTS, output_folder
+from inference.runs.progress import console, progress_bar
+from inference.runs.records import records
 from inference.study.arms import ARMS
 from inference.study.cache import Cache, Record
 from inference.study.grids import GRIDS, Grid

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from prob_moe.distributions import AssignmentDistribution
 from prob_moe.estimators import TraceBalanced_ELBO, TraceRouting_ELBO
 from prob_moe.mixture import MixtureOfExperts
-from prob_moe.routers import Router, Routing, load_balancing_loss
+from prob_moe.rules import Routing, RoutingRule, load_balancing_loss
 
 
 class Learner(nn.Module, ABC):
@@ -52,7 +52,7 @@ class MixtureLearner(Learner):
     """
     Routing is a random variable: it is summed out of the predictive, and the most probable expert serves.
 
-    The load-balancing loss is the one on expected shares, :func:`~prob_moe.routers.load_balancing_loss`.
+    The load-balancing loss is the one on expected shares, :func:`~prob_moe.rules.load_balancing_loss`.
     """
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
@@ -123,7 +123,7 @@ class GatedLearner(Learner):
     identity: Callable[[Tensor], Tensor] | None = None
 
     def __init__(
-        self, mixture: MixtureOfExperts, alternative: Router, *, load_balancing: float, serves_all: bool
+        self, mixture: MixtureOfExperts, alternative: RoutingRule, *, load_balancing: float, serves_all: bool
     ) -> None:
         super().__init__(mixture, load_balancing)
         self.alternative = alternative

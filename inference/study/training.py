@@ -8,13 +8,13 @@ import pyro
 import torch
 from torch import Tensor
 
-from inference.fit.batches import Minibatches
-from inference.fit.trainer import NonFiniteLossError, steps
 from inference.study.arms import ARMS
 from inference.study.cache import Record
 from inference.study.learners import Learner
 from inference.study.problems import Labelled, Problem, digits_problem, toy_problem
 from inference.study.settings import DigitsRun, Run, ToyRun
+from inference.training.batches import Minibatches
+from inference.training.trainer import NonFiniteLossError, steps
 
 #: steps between two looks at the held-out data
 LOOK_EVERY = 50

@@ -13,7 +13,7 @@ from prob_moe.distributions.problem import RoutingProblem
 from prob_moe.distributions.sets import code_dropped
 from prob_moe.distributions.stock_elbos import refuse_stock_elbos
 from prob_moe.distributions.undefined import no_entropy, no_log_prob, only_provenance_is_asked_for
-from prob_moe.matching import solve_partial_assignment
+from prob_moe.numerics import solve_partial_assignment
 
 
 class AssignmentDistribution(RoutingProblem):

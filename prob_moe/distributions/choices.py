@@ -9,7 +9,7 @@ from prob_moe.distributions.draw import Draw, SetDraw, draw_of
 from prob_moe.distributions.noise import Generators, uniform_noise
 from prob_moe.distributions.sets import choose_sets, entries_of, pair_log_prob, set_log_prob
 from prob_moe.distributions.support import router_choices
-from prob_moe.matching.conditional_poisson import log_inclusion_probabilities
+from prob_moe.numerics.conditional_poisson import log_inclusion_probabilities
 
 
 class OwnChoices(AssignmentDistribution):

@@ -12,7 +12,7 @@ from prob_moe.distributions.draw import RoundingDraw, draw_of
 from prob_moe.distributions.noise import Generators, check_generators
 from prob_moe.distributions.sets import code_dropped, entries_of, most_wanted
 from prob_moe.distributions.support import router_choices
-from prob_moe.matching import dependent_rounding, minimum_variance_marginals, router_marginals
+from prob_moe.numerics import dependent_rounding, minimum_variance_marginals, router_marginals
 
 MARGINALS = ("minimum_variance", "router")
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from prob_moe.matching.conditional_poisson import log_elementary_symmetric, log_inclusion_probabilities
+from prob_moe.numerics.conditional_poisson import log_elementary_symmetric, log_inclusion_probabilities
 
 
 def choice_entropy(logits: Tensor, mask: Tensor | None, num_selected: int | None = None) -> Tensor:

@@ -13,12 +13,12 @@ from prob_moe.distributions.base import AssignmentDistribution
 from prob_moe.distributions.draw import MatchingDraw, draw_of
 from prob_moe.distributions.enumeration import enumerate_matchings
 from prob_moe.distributions.noise import Generators, gumbel_noise_like
-from prob_moe.matching import (
+from prob_moe.numerics import (
     matching_log_prob,
     price_log_density,
     solve_assignment,
 )
-from prob_moe.matching.likelihood import check_integration_seed
+from prob_moe.numerics.shadow_prices.likelihood import check_integration_seed
 
 #: nats; a likelihood with a larger standard error comes with a warning
 TOLERATED_ERROR = 0.1
@@ -59,7 +59,7 @@ class GumbelMatching(AssignmentDistribution):
     :param logits: router logits, float (*batch, n, k); -inf forbids an expert while an assignment stays feasible.
     :param capacity: the most datapoints that one expert processes.
     :param num_points: points of the likelihood's integral to begin with, see
-        :func:`~prob_moe.matching.matching_log_prob`.
+        :func:`~prob_moe.numerics.matching_log_prob`.
     :param integration_seed: seed of those points, an int of at least 0: another seed gives another estimate of the
         same likelihood, which shows whether the reported error is right.
 
@@ -169,7 +169,7 @@ class GumbelMatching(AssignmentDistribution):
 
         .. math:: \log p(Z, v) = \sum_i \log\mathrm{softmax}(\phi_i - v)_{z_i} + \log\det L(v)_{\mathrm{free}}.
 
-        See :func:`~prob_moe.matching.price_log_density`. Given Z, its gradient has the score of Z as its expectation.
+        See :func:`~prob_moe.numerics.price_log_density`. Given Z, its gradient has the score of Z as its expectation.
 
         :param value: (*, n).
         :param prices: shadow prices, (*, k), as :meth:`matching` gives them.

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from prob_moe.matching.conditional_poisson import (
+from prob_moe.numerics.conditional_poisson import (
     log_elementary_symmetric,
     log_pair_probabilities,
     sample_conditional_poisson,

@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from prob_moe.matching import solve_assignment
-from prob_moe.matching._compiled import num_threads
+from prob_moe.numerics import solve_assignment
+from prob_moe.numerics._compiled import num_threads
 
 # Peers must not pay for their defaults: as many iterations as it takes.
 MAX_ITERATIONS = 100_000_000

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from prob_moe.matching import dependent_rounding, minimum_variance_marginals
+from prob_moe.numerics import dependent_rounding, minimum_variance_marginals
 
 SIZES = [(1024, 16), (4096, 64)]
 ROUTERS = {"mild": (1.0, 1.0), "sharp": (10.0, 1.0)}

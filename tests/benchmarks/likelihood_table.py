@@ -15,8 +15,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from prob_moe.matching.likelihood import matching_log_prob
-from tests.matching.brute_force import enumerate_assignments
+from prob_moe.numerics.shadow_prices.likelihood import matching_log_prob
+from tests.numerics.brute_force import enumerate_assignments
 
 ENUMERATED = [(4, 4, 1), (3, 4, 1), (4, 2, 2), (3, 2, 2), (6, 3, 2), (4, 3, 2), (3, 3, 1), (5, 4, 2)]
 ADDITIVE = [(8, 8, 1), (16, 16, 1), (8, 4, 2), (16, 8, 2), (32, 16, 2), (32, 8, 4), (64, 16, 4)]

@@ -9,7 +9,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from prob_moe.distributions import AssignmentDistribution, CapacitySkip, DependentRounding
-from prob_moe.matching import minimum_variance_marginals, solve_partial_assignment
+from prob_moe.numerics import minimum_variance_marginals, solve_partial_assignment
 from prob_moe.testing import check_assignment_distribution
 from tests.distributions.test_contract import logits_of
 

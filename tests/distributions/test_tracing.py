@@ -16,14 +16,14 @@ from prob_moe.distributions import (
     GumbelMatching,
     IndependentRouting,
 )
-from prob_moe.matching import (
+from prob_moe.numerics import (
     dependent_rounding,
     matching_log_prob,
     minimum_variance_marginals,
     solve_assignment,
     sparse_transport,
 )
-from prob_moe.routers import BASELayer, GumbelSoftmax, SinkhornBASE, SparseMixer, Switch
+from prob_moe.rules import BASELayer, GumbelSoftmax, SinkhornBASE, SparseMixer, Switch
 
 LOGITS = torch.zeros(4, 2)
 

@@ -24,7 +24,7 @@ from prob_moe.distributions import (
 from prob_moe.estimators import TraceBalanced_ELBO, TraceRouting_ELBO
 from prob_moe.experts import BatchedExperts
 from prob_moe.mixture import MixtureOfExperts
-from prob_moe.routers import LossFreeBias, Switch
+from prob_moe.rules import LossFreeBias, Switch
 
 
 class Stranger(AssignmentDistribution):

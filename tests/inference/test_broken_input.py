@@ -11,9 +11,9 @@ import torch
 from typer.testing import CliRunner
 
 from inference.cli import app
-from inference.fit.checkpoint import FORMAT
-from inference.fit.lock import FolderLock
-from inference.fit.run_folder import RunFolder
+from inference.runs.checkpoint import FORMAT
+from inference.runs.lock import FolderLock
+from inference.runs.run_folder import RunFolder
 
 RUN = ["fit", "piecewise", "--num-epochs", "2", "--checkpoint-every", "2", "--assignment", "skip"]
 NUM_STEPS = 6
@@ -218,7 +218,7 @@ def test_a_full_disk_in_the_middle(write: str, tmp_path: Path, monkeypatch: pyte
     if write == "checkpoint":
         monkeypatch.setattr(os, "fsync", sync)
     else:
-        from inference.fit.metrics_log import MetricsLog
+        from inference.runs.metrics_log import MetricsLog
 
         real_append = MetricsLog.append
         monkeypatch.setattr(
@@ -235,7 +235,7 @@ def test_a_full_disk_in_the_middle(write: str, tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from inference.fit.objective import ElboLoss
+    from inference.training.objective import ElboLoss
 
     real, calls = ElboLoss.__call__, []
 

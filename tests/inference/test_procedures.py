@@ -10,7 +10,6 @@ import pytest
 from typer.testing import CliRunner
 
 from inference.cli import app
-from inference.fit.objective import Assignment
 from inference.gradients.alternatives import alternatives
 from inference.gradients.estimators import estimators
 from inference.gradients.expected_gradients import METHODS
@@ -22,6 +21,7 @@ from inference.study.cache import FORMAT, Cache, Record
 from inference.study.grids import GRIDS
 from inference.study.settings import ToyRun
 from inference.study.statistics import CLAIMS
+from inference.training.objective import Assignment
 
 
 def test_every_name_of_every_command_stands_in_one_place() -> None:

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from inference.fit.trainer import NonFiniteLossError, steps
+from inference.training.trainer import NonFiniteLossError, steps
 
 
 def test_it_minimises() -> None:

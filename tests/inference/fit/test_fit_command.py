@@ -11,13 +11,13 @@ import torch
 from typer.testing import CliRunner
 
 from inference.cli import app
-from inference.fit.batches import Minibatches
-from inference.fit.checkpoint import load_checkpoint
-from inference.fit.evaluate import evaluate
-from inference.fit.objective import Assignment, Baseline, Estimator, batch_loss
-from inference.fit.run import Fit, FitOptions, run_fit
-from inference.fit.run_folder import RunFolder
-from inference.fit.tasks import Digits, ModelOptions, Piecewise
+from inference.runs.checkpoint import load_checkpoint
+from inference.runs.run_folder import RunFolder
+from inference.tasks import Digits, ModelOptions, Piecewise
+from inference.training.batches import Minibatches
+from inference.training.evaluate import evaluate
+from inference.training.objective import Assignment, Baseline, Estimator, batch_loss
+from inference.training.run import Fit, FitOptions, run_fit
 from models.assignments import assignments_of
 from models.piecewise import piecewise_data, piecewise_mixture
 from prob_moe.distributions import CapacitySkip

@@ -17,9 +17,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from inference.fit.checkpoint import load_checkpoint
-from inference.fit.run_folder import RunFolder
-from tests.inference.fit.test_checkpoint import same
+from inference.runs.checkpoint import load_checkpoint
+from inference.runs.run_folder import RunFolder
+from tests.inference.runs.test_checkpoint import same
 
 ROOT = Path(__file__).parents[3]
 NUM_STEPS = 90

@@ -8,14 +8,14 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from inference import tasks
 from inference.cli import app
-from inference.fit import tasks
-from inference.fit.crops import Crops
-from inference.fit.evaluate import evaluate
-from inference.fit.objective import Assignment, Baseline, Estimator
-from inference.fit.run import FitOptions, run_fit
-from inference.fit.schedule import warm_up_and_cosine
-from inference.fit.tasks import Language, ModelOptions
+from inference.tasks import Language, ModelOptions
+from inference.training.crops import Crops
+from inference.training.evaluate import evaluate
+from inference.training.objective import Assignment, Baseline, Estimator
+from inference.training.run import FitOptions, run_fit
+from inference.training.schedule import warm_up_and_cosine
 from models.text import KIND_NAMES, Text, byte_kinds, text_data
 
 

@@ -5,14 +5,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from inference.fit.checkpoint import load_checkpoint
-from inference.fit.interrupts import StopSignals
-from inference.fit.keeper import FitKeeper
-from inference.fit.objective import Assignment, Baseline, Estimator
-from inference.fit.run import Fit, FitOptions, run_fit
-from inference.fit.run_folder import RunFolder, SeedFolder
-from inference.fit.tasks import Digits, ModelOptions, Piecewise, Task
-from tests.inference.fit.test_checkpoint import same
+from inference.runs.checkpoint import load_checkpoint
+from inference.runs.run_folder import RunFolder, SeedFolder
+from inference.tasks import Digits, ModelOptions, Piecewise, Task
+from inference.training.interrupts import StopSignals
+from inference.training.keeper import FitKeeper
+from inference.training.objective import Assignment, Baseline, Estimator
+from inference.training.run import Fit, FitOptions, run_fit
+from tests.inference.runs.test_checkpoint import same
 
 
 class StopAt:
@@ -87,6 +87,6 @@ def test_piecewise(tmp_path: Path, stops: list[int]) -> None:
 
 def test_the_order_of_the_data_matters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The comparison above can fail: here the stream starts a new pass instead of going on."""
-    monkeypatch.setattr("inference.fit.batches.Minibatches.load_state_dict", lambda self, state: None)
+    monkeypatch.setattr("inference.training.batches.Minibatches.load_state_dict", lambda self, state: None)
     with pytest.raises(AssertionError):
         check(Piecewise(num_datapoints=50), FitOptions(3, 12, 0.1), tmp_path, every=4, stops=[6])

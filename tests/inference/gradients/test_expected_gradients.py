@@ -13,7 +13,7 @@ from inference.gradients.expected_gradients import (
     expected_gradient,
     relative_errors,
 )
-from prob_moe.routers import SampledGate, SparseMixer, SparseMixerV2, Switch
+from prob_moe.rules import SampledGate, SparseMixer, SparseMixerV2, Switch
 from prob_moe.testing import central_difference
 from prob_moe.testing.statistics import deviation
 

@@ -28,7 +28,7 @@ from inference.gradients.problem import (
     router_objective,
 )
 from prob_moe.distributions import CapacitySkip, GumbelMatching
-from prob_moe.routers import DenseMixture, Router, SparsityConstrainedTransport
+from prob_moe.rules import DenseMixture, RoutingRule, SparsityConstrainedTransport
 from prob_moe.testing import central_difference, exact_balanced_objective
 
 SMALL = Setting(n=4, k=2)
@@ -140,7 +140,7 @@ def test_alternatives_hit_their_own_objective_and_miss_stochastic_ones(alternati
 def test_an_output_that_jumps_has_no_gradient_to_compare_with() -> None:
     """At strong regularisation the sparse plan sits at ties."""
 
-    def make(problem: Problem) -> Router:
+    def make(problem: Problem) -> RoutingRule:
         return SparsityConstrainedTransport(num_selected=2, regularization=10.0)
 
     assert own_gradient(Problem.of(Setting()), make) is None

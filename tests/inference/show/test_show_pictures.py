@@ -12,18 +12,18 @@ from matplotlib.colors import to_rgb
 from torch import nn
 
 from inference.figure_style import DROPPED, expert_colors
-from inference.fit.objective import Assignment, Estimator
 from inference.show.graph_figures import draw_assignment, draw_exchange
 from inference.show.graphs import assignment_graph, exchange_graph, small_draw
 from inference.show.router_map import Served, along_a_line, over_the_plane, principal_components
 from inference.show.run_figures import learning_curves
 from inference.show.run_summary import OBJECTIVES, PROCEDURES
 from inference.show.weight_figures import weights
+from inference.training.objective import Assignment, Estimator
 from models.piecewise import gaussian, piecewise_data, piecewise_mixture
 from prob_moe.distributions import CapacitySkip, GumbelMatching, IndependentRouting
 from prob_moe.experts import BatchedExperts
-from prob_moe.matching import exchange_costs
 from prob_moe.mixture import MixtureOfExperts
+from prob_moe.numerics import exchange_costs
 
 
 @pytest.fixture(autouse=True)

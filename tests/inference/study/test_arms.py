@@ -5,12 +5,12 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from inference.fit.trainer import steps
 from inference.study.arms import ARMS, Arm, Group
 from inference.study.learners import GatedLearner, MixtureLearner
 from inference.study.problems import Problem, toy_problem
 from inference.study.settings import ToyRun
-from prob_moe.routers import Router
+from inference.training.trainer import steps
+from prob_moe.rules import RoutingRule
 from tests.estimators.replicas import standard_errors_off
 
 # Stacks of seeds give many draws of the same gradient: the same data and parameters in every one.
@@ -38,10 +38,10 @@ def test_registry_names_objectives() -> None:
 
 
 def test_every_alternative_has_an_arm() -> None:
-    def leaves(kind: type[Router]) -> set[type[Router]]:
+    def leaves(kind: type[RoutingRule]) -> set[type[RoutingRule]]:
         return {kind} | set().union(*(leaves(sub) for sub in kind.__subclasses__()))
 
-    routers = {kind for kind in leaves(Router) if kind.__module__.startswith("prob_moe.")} - {Router}
+    routers = {kind for kind in leaves(RoutingRule) if kind.__module__.startswith("prob_moe.")} - {RoutingRule}
     learners = (arm.build(problem(arm, num_seeds=2)) for arm in ARMS.values())
     assert {type(learner.alternative) for learner in learners if isinstance(learner, GatedLearner)} == routers
 

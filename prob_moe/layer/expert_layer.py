@@ -1,0 +1,298 @@
+"""A layer of experts for any network, in plain torch and in Pyro."""
+
+import warnings
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, Literal
+
+import pyro
+import torch
+from pyro.ops.provenance import detach_provenance
+from pyro.poutine.runtime import am_i_wrapped
+from torch import Tensor, nn
+
+from prob_moe.distributions import AssignmentDistribution
+from prob_moe.estimators.baselines import Baseline
+from prob_moe.experts import BatchedExperts
+from prob_moe.experts.validation import check_positive_int
+from prob_moe.layer.names import name_in, names_in_trace
+from prob_moe.layer.parts import (
+    baseline_infer,
+    check_datapoints,
+    experts_of,
+    largest_load,
+    linear_router,
+    outside_plate,
+    router_logits,
+    rule_of,
+)
+from prob_moe.layer.recording import RecordedLayer, Visit, recorder, without_padding
+from prob_moe.layer.replaying import as_drawn, replayed_layer, replaying
+from prob_moe.layer.rule_parts import chosen_experts, with_experts, with_slots
+from prob_moe.numerics._compiled import leaves_torch
+from prob_moe.recomputation import recomputing
+from prob_moe.rules import Routing, RoutingRule, load_balancing_loss
+from prob_moe.rules.losses import check_weight
+
+
+class ExpertLayer(nn.Module):
+    r"""
+    Router, routing and experts as one module, (*batch, n, d) -> (*batch, n, out), which stands in a network as any
+    other. Leading dimensions are batches (sequences, say) with a capacity each.
+
+    **In a plain training loop** the layer draws, and :func:`~prob_moe.layer.record_routing` collects the draws of
+    all layers, from which it makes a loss with unbiased gradients; without it the router of a distribution gets no
+    gradient, and a warning says so once. ``layer.eval()`` serves: every datapoint goes to its favourite expert, nobody
+    is dropped, and a batch says of a datapoint what it says alone (but for rules that look at the whole batch: expert
+    choice, Soft MoE, shared SMEAR, sparse transport).
+
+    **In a Pyro model** (under any of Pyro's effect handlers) a distribution is a sample site, drawn in evaluation mode
+    too, for :class:`~prob_moe.estimators.TraceRouting_ELBO` or the balanced objective. It stands outside of the data
+    plate, as in :class:`~prob_moe.mixture.MixtureOfExperts`: call the layer there, in the plates of its batches at
+    dims -2 and further left. The losses of rules and ``load_balancing`` are sites ``<name>_loss``, minus the loss times
+    the present datapoints; they train by their own gradient alone, and no score function sees them. As everywhere in
+    Pyro, ``SVI`` moves the parameters of a network that is a ``PyroModule`` or is given to ``pyro.module``.
+
+    The output of a dropped datapoint is 0 (x, for experts with ``residual``), and its importance weight is 0: its loss
+    counts nothing under the router objective. The output of padding is 0.
+
+    :param router: module (*batch, n, d) -> logits (*batch, n, k); None for a linear one, which beside other experts
+        than ``BatchedExperts`` learns d at the first call (``LazyLinear``): run it once before making an optimiser.
+    :param experts: a :class:`~prob_moe.experts.BatchedExperts`; or modules of one form, (c, d) -> (c, out), which are
+        stacked; or one module (k, c, d) -> (k, c, out), with an attribute ``num_experts`` where the router is None.
+    :param assignment: an assignment distribution, or a callable that makes one from logits, ``capacity``,
+        ``capacity_factor`` and, for padding, ``mask``; or a rule: a class of ``prob_moe.rules``, a
+        ``functools.partial`` of it, or a rule that brings its own capacity. A rule makes no sample site.
+    :param capacity: the most datapoints that an expert processes in a batch element; or
+    :param capacity_factor: capacity = ceil(capacity_factor * n / k), padding not counted. A distribution without limit
+        and a rule need neither.
+    :param slots: slots that an expert has where there is no limit: ``"load"``, as many as the largest load needs, which
+        waits for the device; or an int, which fixes the shape, and is an error where it does not suffice.
+    :param name: of the sample site and in records; unique in a network, so that the layer is called once. None for the
+        layer's path in the network, with a number behind it where the layer is called again.
+    :param baseline: a :class:`~prob_moe.estimators.Baseline` such as ``DecayingAverage()``; or a module (*batch, n, d)
+        -> (*batch, n) that predicts the loss, in Pyro the log-likelihood, of every datapoint, and is trained along; in
+        Pyro also ``infer["baseline"]`` options.
+    :param load_balancing: weight of :func:`~prob_moe.rules.load_balancing_loss` on expected shares; for
+        distributions, where rules have losses of their own.
+    :raises ValueError: on arguments that do not fit; when called, on a router whose width is not that of the experts.
+
+    >>> _ = torch.manual_seed(0)
+    >>> from prob_moe.distributions import DependentRounding
+    >>> layer = ExpertLayer(None, BatchedExperts(4, 8, 16, 8), DependentRounding, capacity_factor=1.0)
+    >>> layer.eval()(torch.randn(2, 10, 8)).shape
+    torch.Size([2, 10, 8])
+    """
+
+    def __init__(
+        self,
+        router: nn.Module | None,
+        experts: nn.Module | Sequence[nn.Module],
+        assignment: Callable[..., AssignmentDistribution] | Callable[..., RoutingRule],
+        *,
+        capacity: int | None = None,
+        capacity_factor: float | None = None,
+        slots: int | Literal["load"] = "load",
+        name: str | None = None,
+        baseline: Baseline | nn.Module | dict[str, Any] | None = None,
+        load_balancing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if capacity is not None and capacity_factor is not None:
+            raise ValueError(f"give capacity or capacity_factor, not both (got {capacity} and {capacity_factor})")
+        if slots != "load":
+            check_positive_int("slots", slots)
+        check_weight("load_balancing", load_balancing)
+        baseline_infer(baseline, torch.empty(0))
+        self.rule = rule_of(assignment, capacity, capacity_factor)
+        kind = type(self.rule).__name__
+        if self.rule is not None and (baseline is not None or load_balancing):
+            raise ValueError(f"{kind} draws from no law and has losses of its own: give no baseline or load_balancing")
+        #: the experts, in the form that routings use
+        self.experts: Any = experts_of(experts, router)
+        if getattr(self.rule, "merges_parameters", False) and not isinstance(self.experts, BatchedExperts):
+            raise ValueError(
+                f"{kind} merges parameters: experts must be a BatchedExperts, got {type(experts).__name__}"
+            )
+        self.router = linear_router(self.experts, self.rule) if router is None else router
+        self.assignment = None if self.rule is not None else assignment
+        self.capacity, self.capacity_factor, self.slots = capacity, capacity_factor, slots
+        self.name, self.baseline, self.load_balancing = name, baseline, load_balancing
+        self._warned = False
+        # Of steps since the last update; whoever never updates keeps the last ones only.
+        self._steps: deque[Any] = deque(maxlen=1000)
+
+    def update(self) -> None:
+        """
+        Move what training moves without a gradient, once per optimiser step, after the backward pass: the bias of
+        ``LossFreeBias``, and what baselines remember. ``forward`` and ``surrogate`` only collect.
+        """
+        if self.rule is not None:
+            self.rule.update()
+        while self._steps:
+            baseline, step = self._steps.popleft()
+            baseline.update(*step)
+
+    @leaves_torch  # draws, names and records are not for a compiler; a router and experts that are compiled stay so
+    def forward(self, x: Tensor, mask: Tensor | None = None, **options: Any) -> Tensor:
+        """
+        :param x: datapoints, (*batch, n, d).
+        :param mask: bool, broadcastable to (*batch, n), False for padding.
+        :param options: for a rule that wants more, as ``identity`` of ``HashRouting``.
+        :returns: (*batch, n, out).
+        """
+        x, mask = check_datapoints(x, mask)
+        if self.rule is None and options:
+            raise ValueError(f"{sorted(options)} are options of rules, not of assignment distributions")
+        logits = self._logits(x)
+        if am_i_wrapped():
+            if recorder() is not None or replaying():
+                raise ValueError("record_routing and replay_routing are for plain torch; in Pyro use trace and replay")
+            return self._in_pyro(x, logits, mask, options)
+        repeated = recomputing()
+        recorded = replayed_layer(self, self.name, repeated=repeated)
+        if self.rule is not None:
+            out, visit = self._ruled(self.rule, x, logits, mask, options, recorded)
+        elif self.training or recorded is not None:
+            out, visit = self._drawn(x, logits, mask, recorded)
+            if self.training and torch.is_grad_enabled() and not repeated:
+                self._warn_where_nobody_records()
+        else:
+            out, visit = self._served(x, logits, mask)
+        if recorded is not None and out.grad_fn is not None:
+            # A repetition of this pass needs it as long as the graph lives.
+            metadata: dict[Any, Any] = out.grad_fn.metadata  # type: ignore[assignment]
+            metadata["prob_moe.replayed"] = recorded
+        routed = recorder()
+        if routed is not None and not repeated:
+            name = name_in(self, self.name, routed.names)
+            routed.visits.append(replace(visit, name=name, with_gradient=torch.is_grad_enabled()))
+        return out
+
+    def extra_repr(self) -> str:
+        return f"assignment={self.assignment}, capacity={self.capacity}, capacity_factor={self.capacity_factor}"
+
+    # Outside of Pyro -------------------------------------------------------------------------------------------------
+
+    def _drawn(
+        self, x: Tensor, logits: Tensor, mask: Tensor | None, recorded: RecordedLayer | None
+    ) -> tuple[Tensor, Visit]:
+        routing = self._routing(logits, mask)
+        if recorded is None:
+            draw = routing.draw()
+            value = draw.value
+            recorded = RecordedLayer(without_padding(value, mask), draw.log_proposal, routing.num_experts)
+        else:
+            value = as_drawn(recorded, routing)
+        out = self._process(x, value, routing, mask)
+        baseline = baseline_infer(self.baseline, x).get("baseline")
+        return out, Visit("", recorded, self._balance(logits, mask), (routing, value), baseline, self._steps)
+
+    def _served(self, x: Tensor, logits: Tensor, mask: Tensor | None) -> tuple[Tensor, Visit]:
+        favourites = logits.argmax(-1)
+        if mask is not None:
+            favourites = favourites.masked_fill(~mask, -1)
+        slots = largest_load(favourites, logits.shape[-1]) if self.slots == "load" else x.shape[-2]
+        out = self.experts(x, favourites, capacity=slots, mask=mask)
+        recorded = RecordedLayer(without_padding(favourites, mask), None, logits.shape[-1])
+        return out, Visit("", recorded, logits.new_zeros(logits.shape[:-2]))
+
+    def _ruled(
+        self,
+        rule: RoutingRule,
+        x: Tensor,
+        logits: Tensor,
+        mask: Tensor | None,
+        options: dict[str, Any],
+        recorded: RecordedLayer | None,
+    ) -> tuple[Tensor, Visit]:
+        routing = (rule if self.training else rule.unlimited())(logits, mask=mask, **options)
+        k = self.experts.num_experts
+        if recorded is not None:
+            routing = with_experts(rule, routing, logits, mask, recorded, k)
+        out = self._output(routing, x, limited=self.training and recorded is None)
+        chosen = chosen_experts(routing)
+        value = None if chosen is None else without_padding(chosen, None if mask is None else mask.unsqueeze(-2))
+        return out, Visit("", RecordedLayer(value, None, k), routing.loss)
+
+    def _warn_where_nobody_records(self) -> None:
+        if recorder() is None and not self._warned:
+            self._warned = True
+            warnings.warn(
+                "an ExpertLayer trains outside of Pyro and of record_routing(), so its router gets no gradient from "
+                "the loss; write `with record_routing() as routed: ...` and use routed.surrogate(loss)",
+                stacklevel=2,
+            )
+
+    # In a Pyro model -------------------------------------------------------------------------------------------------
+
+    def _in_pyro(self, x: Tensor, logits: Tensor, mask: Tensor | None, options: dict[str, Any]) -> Tensor:
+        name = name_in(self, self.name, names_in_trace())
+        if self.rule is not None:
+            routing = self.rule(logits, mask=mask, **options)
+            self._factor(name, routing.loss, logits, mask)
+            return self._output(routing, x, limited=True)
+        # The batch shape leaves dimension -1 to the data plate.
+        batched = logits.dim() > 2
+        law = self._routing(
+            logits.unsqueeze(-3) if batched else logits, mask.unsqueeze(-2) if batched and mask is not None else mask
+        )
+        z = outside_plate(pyro.sample(name, law, infer=baseline_infer(self.baseline, x)))
+        if self.load_balancing:
+            self._factor(name, self._balance(logits, mask), logits, mask)
+        mask = None if mask is None else mask.expand(z.shape)
+        return self._process(x.expand(z.shape + x.shape[-1:]), z, law, mask)
+
+    @staticmethod
+    def _factor(name: str, loss: Tensor, logits: Tensor, mask: Tensor | None) -> None:
+        present = logits.shape[-2] if mask is None else mask.sum(-1)
+        term = -detach_provenance(loss * present)
+        pyro.factor(f"{name}_loss", term.unsqueeze(-1) if term.dim() else term)
+
+    # Common to both --------------------------------------------------------------------------------------------------
+
+    def _logits(self, x: Tensor) -> Tensor:
+        if self.rule is None:
+            return router_logits(self.router, x, self.experts)
+        logits: Tensor = self.router(x)
+        width = self.rule.num_logits(self.experts.num_experts)
+        if logits.shape[-2:] != (x.shape[-2], width):
+            raise ValueError(
+                f"router must return {width} logits for each of n = {x.shape[-2]} datapoints, as "
+                f"{type(self.rule).__name__} wants them, got {tuple(logits.shape)}"
+            )
+        return logits
+
+    def _routing(self, logits: Tensor, mask: Tensor | None) -> AssignmentDistribution:
+        assert self.assignment is not None
+        padding = {} if mask is None else {"mask": mask}
+        law = self.assignment(logits, capacity=self.capacity, capacity_factor=self.capacity_factor, **padding)
+        if not isinstance(law, AssignmentDistribution):
+            raise ValueError(f"assignment must make an AssignmentDistribution of logits, got {type(law).__name__}")
+        if len(law.event_shape) != 1:
+            raise NotImplementedError(f"ExpertLayer uses one expert for each datapoint, got {law}")
+        return law
+
+    def _process(self, x: Tensor, value: Tensor, routing: AssignmentDistribution, mask: Tensor | None) -> Tensor:
+        slots = routing.slots
+        if routing.capacity is None:
+            slots = largest_load(value, routing.num_experts) if self.slots == "load" else int(self.slots)
+        out: Tensor = self.experts(x, value, capacity=slots, mask=mask)
+        return out
+
+    def _output(self, routing: Routing, x: Tensor, *, limited: bool) -> Tensor:
+        assert self.rule is not None
+        if not limited or (self.rule.capacity is None and self.rule.capacity_factor is None):
+            chosen = chosen_experts(routing)
+            if chosen is not None:
+                load = partial(largest_load, chosen.flatten(-2), self.experts.num_experts)
+                fixed = load() if self.slots == "load" else int(self.slots) if limited else x.shape[-2]
+                routing = with_slots(routing, fixed)
+        return routing.output(self.experts, x)
+
+    def _balance(self, logits: Tensor, mask: Tensor | None) -> Tensor:
+        if not self.load_balancing:
+            return logits.new_zeros(logits.shape[:-2])
+        return self.load_balancing * load_balancing_loss(logits, mask=mask)

@@ -1,0 +1,207 @@
+"""What a layer of experts in a Pyro model is made of, whatever the model around it."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from pyro.distributions import TorchDistribution
+from pyro.ops.provenance import detach_provenance
+from torch import Tensor, nn
+
+from prob_moe.distributions import AssignmentDistribution
+from prob_moe.distributions.checks import check_mask
+from prob_moe.distributions.support import expert_counts, router_choices
+from prob_moe.estimators.baselines import Baseline, Network
+from prob_moe.estimators.site_baselines import check_baseline_options
+from prob_moe.experts import BatchedExperts, ModuleExperts, SlotExperts, StackedExperts
+from prob_moe.padding import blank
+from prob_moe.rules import RoutingRule
+
+
+def check_datapoints(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """
+    :param x: datapoints, (*batch, n, d).
+    :param mask: bool, broadcastable to (*batch, n), False for padding.
+    :returns: x with zeros in padding, and the mask of shape (*batch, n).
+    :raises ValueError: on another shape, or no datapoints.
+    """
+    if x.dim() < 2 or not x.shape[-2]:
+        raise ValueError(f"x must have shape (*batch, n, d) with n >= 1 datapoints, got {tuple(x.shape)}")
+    mask = check_mask(mask, x)
+    return blank(x, mask), mask
+
+
+def check_experts(experts: object) -> None:
+    """
+    :raises ValueError: if experts are not one module with ``forward`` and ``dense``.
+    """
+    if not isinstance(experts, nn.Module) or not callable(getattr(experts, "dense", None)):
+        raise ValueError(
+            "experts must be a BatchedExperts, or one module with its forward and dense (experts of different forms do "
+            f"not stack), got {type(experts).__name__}"
+        )
+
+
+def baseline_infer(baseline: Baseline | nn.Module | dict[str, Any] | None, x: Tensor) -> dict[str, Any]:
+    """
+    The ``infer`` of an assignment site: a baseline or Pyro's options as given, or a module that predicts from x.
+
+    :raises ValueError: on anything else, or an unknown option.
+    """
+    if baseline is None:
+        return {}
+    if isinstance(baseline, nn.Module) and not isinstance(baseline, Baseline):
+        return {"baseline": Network(baseline, x)}
+    if not isinstance(baseline, dict | Baseline):
+        raise ValueError(
+            "baseline must be None, a module (*batch, n, d) -> (*batch, n), or a dict of options such as "
+            f'{{"use_decaying_avg_baseline": True}}, or a Baseline object, got {baseline!r}'
+        )
+    check_baseline_options("baseline", baseline)
+    return {"baseline": baseline}
+
+
+def router_logits(router: nn.Module, x: Tensor, experts: nn.Module) -> Tensor:
+    """
+    :param x: (*batch, n, d).
+    :returns: logits (*batch, n, k).
+    :raises ValueError: if the router's outputs are not one number for each expert.
+    """
+    logits: Tensor = router(x)
+    k = getattr(experts, "num_experts", logits.shape[-1])
+    if logits.shape[-2:] != (x.shape[-2], k):
+        raise ValueError(
+            f"router must return logits of shape (*batch, n, k) with n = {x.shape[-2]} and k = {k} experts, got "
+            f"{tuple(logits.shape)}"
+        )
+    return logits
+
+
+def process(
+    experts: BatchedExperts,
+    x: Tensor,
+    assignment: Tensor,
+    routing: AssignmentDistribution,
+    mask: Tensor | None,
+    *,
+    everybody: bool,
+) -> Tensor:
+    """
+    The expert layer under an assignment.
+
+    :param everybody: whether a dropped datapoint is processed too, by the expert that its router chose: in
+        predictions, which must not invent an output. The experts then have as many slots as there are datapoints.
+    :returns: (*batch, n, out); zeros where dropped, and in padding.
+    """
+    if everybody and routing.drops:
+        return experts(x, router_choices(assignment), capacity=x.shape[-2], mask=mask)
+    return experts(x, assignment, capacity=routing.slots, mask=mask)
+
+
+def largest_load(assignment: Tensor, num_experts: int) -> int:
+    """
+    Waits for the device.
+
+    :param assignment: (*batch, n).
+    :returns: the most datapoints that an expert processes, at least 1: slots enough for it.
+    """
+    plain = detach_provenance(assignment)
+    loads = expert_counts(router_choices(plain), plain >= 0, num_experts)
+    return max(1, int(loads.max())) if loads.numel() else 1
+
+
+def process_several(
+    experts: BatchedExperts, x: Tensor, assignment: Tensor, routing: AssignmentDistribution, mask: Tensor | None
+) -> Tensor:
+    """
+    The expert layer under an assignment of m experts to every datapoint.
+
+    :param x: (*batch, n, d).
+    :param assignment: (*batch, m, n).
+    :returns: (*batch, m, n, out); zeros where dropped, and in padding.
+    """
+    shape = assignment.shape
+    rows = x.unsqueeze(-3).expand(*shape, x.shape[-1]).flatten(-3, -2)
+    present = None if mask is None else mask.unsqueeze(-2).expand(shape).flatten(-2)
+    return experts(rows, assignment.flatten(-2), capacity=routing.slots, mask=present).unflatten(-2, shape[-2:])
+
+
+def outside_plate(z: Tensor, event_dim: int = 1) -> Tensor:
+    """Drop the dimension that the assignment site leaves to the data plate: (*, 1, n) -> (*, n)."""
+    return z.squeeze(-1 - event_dim) if z.dim() > event_dim else z
+
+
+def likelihood_of(outputs: Tensor, likelihood: Callable[[Tensor], TorchDistribution]) -> TorchDistribution:
+    """
+    :param outputs: of experts, (*batch, out).
+    :returns: the likelihood, of batch shape (*batch).
+    :raises ValueError: if its batch shape is another, so that observations would broadcast to n x n.
+    """
+    law = likelihood(outputs)
+    if law.batch_shape != outputs.shape[:-1]:
+        raise ValueError(
+            f"likelihood must return batch shape {tuple(outputs.shape[:-1])} for outputs of shape "
+            f"{tuple(outputs.shape)}, got {tuple(law.batch_shape)}; use out.squeeze(-1), or .to_event(1) for vectors"
+        )
+    return law
+
+
+def check_observations(y: Tensor, event_shape: torch.Size, num_datapoints: int) -> None:
+    """
+    :param y: observations, (*batch, n, *event).
+    :raises ValueError: on another shape, which would broadcast to n x n.
+    """
+    row = (num_datapoints, *event_shape)
+    if y.shape[max(y.dim() - len(row), 0) :] != row:
+        raise ValueError(
+            f"y must have shape (*batch, {', '.join(map(str, row))}) for n = {num_datapoints} datapoints, got "
+            f"{tuple(y.shape)}"
+        )
+
+
+def rule_of(assignment: Any, capacity: int | None, capacity_factor: float | None) -> RoutingRule | None:
+    """:returns: the rule that is meant, None for a distribution."""
+    given = {"capacity": capacity, "capacity_factor": capacity_factor}
+    given = {name: value for name, value in given.items() if value is not None}
+    if isinstance(assignment, RoutingRule):
+        if given:
+            name = type(assignment).__name__
+            raise ValueError(f"{given} are given to the layer, and {name} brings its own: give its class, or a partial")
+        return assignment
+    kind = assignment.func if isinstance(assignment, partial) else assignment
+    if isinstance(kind, type) and issubclass(kind, RoutingRule):
+        try:
+            rule: RoutingRule = assignment(**given)
+        except TypeError as error:
+            raise ValueError(f"{kind.__name__} cannot be made with {given}: {error}") from None
+        return rule
+    if not callable(assignment) or isinstance(assignment, nn.Module):
+        raise ValueError(f"assignment must be a distribution, a callable that makes one, or a rule, got {assignment!r}")
+    return None
+
+
+def experts_of(experts: Any, router: nn.Module | None) -> BatchedExperts | SlotExperts:
+    """:returns: experts in the form that routings use, whatever was given to a layer."""
+    if isinstance(experts, BatchedExperts | SlotExperts):
+        return experts
+    if isinstance(experts, nn.ModuleList) or (isinstance(experts, Sequence) and not isinstance(experts, str)):
+        return StackedExperts(list(experts))
+    if not isinstance(experts, nn.Module):
+        raise ValueError(f"experts must be a BatchedExperts, a list of modules or a module, got {experts!r}")
+    num_experts = getattr(experts, "num_experts", None) or getattr(router, "out_features", None)
+    if num_experts is None:
+        raise ValueError(
+            f"experts of type {type(experts).__name__} do not say how many they are: give them an attribute num_experts"
+        )
+    return ModuleExperts(experts, num_experts)
+
+
+def linear_router(experts: BatchedExperts | SlotExperts, rule: RoutingRule | None) -> nn.Module:
+    """:returns: a linear router with as many logits as the experts, and the rule, want."""
+    columns = experts.num_experts if rule is None else rule.num_logits(experts.num_experts)
+    if isinstance(experts, BatchedExperts):
+        weight = experts.output.weight
+        return nn.Linear(experts.in_features, columns, device=weight.device, dtype=weight.dtype)
+    like = next(iter(experts.parameters()), torch.empty(0))
+    return nn.LazyLinear(columns, device=like.device, dtype=like.dtype)

@@ -1,0 +1,62 @@
+"""What an expert layer changes in the routing of a rule: the experts of a record, and the number of slots."""
+
+from dataclasses import replace
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from prob_moe.distributions.support import router_choices
+from prob_moe.layer.parts import largest_load
+from prob_moe.layer.recording import MISSING, RecordedLayer
+from prob_moe.rules import Routing, RoutingRule, SparseRouting, StraightThroughRouting
+
+AnyRouting = TypeVar("AnyRouting", bound=Routing)
+
+
+def chosen_experts(routing: Routing) -> Tensor | None:
+    """:returns: the assignment, long (*batch, m, n); None where datapoints are not given to experts of their own."""
+    sparse = routing.sparse if isinstance(routing, StraightThroughRouting) else routing
+    return sparse.assignment if isinstance(sparse, SparseRouting) else None
+
+
+def with_slots(routing: Routing, slots: int) -> Routing:
+    """:returns: the same sparse routing with another number of slots of an expert."""
+    if isinstance(routing, StraightThroughRouting):
+        return replace(routing, sparse=replace(routing.sparse, slots=slots))
+    return replace(routing, slots=slots) if isinstance(routing, SparseRouting) else routing
+
+
+def with_experts(
+    rule: RoutingRule, routing: Routing, logits: Tensor, mask: Tensor | None, recorded: RecordedLayer, num_experts: int
+) -> Routing:
+    """
+    :param routing: what the rule decided now; its losses stay.
+    :returns: the routing with the recorded experts, and the gates that the present logits give to them.
+    :raises ValueError: if the record does not fit.
+    :raises NotImplementedError: if the rule's gates do not follow from logits and experts.
+    """
+    present = chosen_experts(routing)
+    if recorded.num_experts != num_experts:
+        raise ValueError(f"the record has {recorded.num_experts} experts where the layer has {num_experts}")
+    got, wanted = (None if value is None else tuple(value.shape) for value in (recorded.value, present))
+    if got != wanted:
+        raise ValueError(f"the record has an assignment of shape {got} where the layer's is of shape {wanted}")
+    if present is None or recorded.value is None:
+        return routing
+    value = recorded.value.to(present.device)
+    there = torch.ones_like(value, dtype=torch.bool) if mask is None else mask.unsqueeze(-2).expand(value.shape)
+    if not torch.equal(value != MISSING, there):
+        raise ValueError("the record has padding where the mask has none, or the other way round")
+    value = torch.where(there, value, -1)
+    choices = router_choices(value)
+    if int(choices.max()) >= num_experts:
+        raise ValueError(f"the record names expert {int(choices.max())} of {num_experts}")
+    slots = largest_load(value.flatten(-2), num_experts)
+    gate, carry = rule.gates(rule.prepare(logits, mask)[0], choices)
+    if carry is not None and mask is not None:
+        carry = torch.where(mask, carry, 0.0)
+    if isinstance(routing, StraightThroughRouting):
+        return replace(routing, sparse=replace(routing.sparse, assignment=value, gate=gate.detach(), slots=slots))
+    assert isinstance(routing, SparseRouting)
+    return replace(routing, assignment=value, gate=gate, slots=slots, carry=carry)

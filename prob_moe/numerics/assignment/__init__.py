@@ -1,0 +1,1 @@
+"""Exact assignment within capacity: the solver, and the exchange graph of what it returns."""

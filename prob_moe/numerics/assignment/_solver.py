@@ -1,0 +1,93 @@
+"""One assignment problem from scores to optimum, and batches of them in parallel."""
+
+import numpy as np
+
+from prob_moe.numerics._compiled import batch_kernel, kernel
+from prob_moe.numerics.assignment._augment import augment, build_exchange
+from prob_moe.numerics.assignment._distances import price, relax
+from prob_moe.numerics.assignment._start import start
+
+OPTIMAL, NOT_A_NUMBER, TOO_MANY, INFEASIBLE = 0, 1, 2, 3
+
+
+@kernel
+def _present_rows(mask: np.ndarray, n: int) -> np.ndarray:
+    rows = np.empty(n, np.int64)
+    count = 0
+    for i in range(n):
+        if mask.size == 0 or mask[i]:
+            rows[count] = i
+            count += 1
+    return rows[:count]
+
+
+@kernel
+def _invalid(scores: np.ndarray, rows: np.ndarray) -> bool:
+    """Whether NaN or +inf occurs in ``rows``; both fail the comparison below."""
+    bad = False
+    for i in rows:
+        for j in range(scores.shape[1]):
+            bad |= not (scores[i, j] < np.inf)
+    return bad
+
+
+@kernel
+def solve_one(
+    scores: np.ndarray,
+    mask: np.ndarray,
+    capacity: np.ndarray,
+    assignment: np.ndarray,
+    costs: np.ndarray,
+    distances: np.ndarray,
+    prices: np.ndarray,
+) -> int:
+    """Solve ``scores`` (n, k) and write all that follows from its optimum; return a status.
+
+    :param capacity: (k,) slots of every expert.
+    :param assignment: (n,) out; :param costs: (k, k) out, exchange costs; :param distances: (k, k) out, their shortest
+        paths; :param prices: (k,) out, shadow prices.
+    """
+    n, k = scores.shape
+    rows = _present_rows(mask, n)
+    assignment[:] = -1
+    if _invalid(scores, rows):
+        return NOT_A_NUMBER
+    if rows.size > capacity.sum():
+        return TOO_MANY
+    edges = np.full((k + 1, k + 1), np.inf)
+    movers = np.full((k + 1, k + 1), -1)
+    if rows.size > 0:
+        potentials = np.empty(k)
+        if not start(scores, rows, capacity, assignment, potentials):
+            return INFEASIBLE
+        build_exchange(scores, rows, assignment, edges, movers)
+        if not augment(scores, rows, assignment, capacity, potentials, edges, movers):
+            return INFEASIBLE
+    loads = np.zeros(k, np.int64)
+    for i in rows:
+        loads[assignment[i]] += 1
+    for a in range(k):
+        for b in range(k):
+            costs[a, b] = min(edges[a, b], 0.0) if loads[a] < capacity[a] else edges[a, b]
+        costs[a, a] = 0.0
+    distances[:] = costs
+    relax(distances)
+    price(distances, loads, capacity, prices)
+    return OPTIMAL
+
+
+@batch_kernel
+def solve_many(
+    scores: np.ndarray,
+    mask: np.ndarray,
+    capacity: np.ndarray,
+    assignment: np.ndarray,
+    costs: np.ndarray,
+    distances: np.ndarray,
+    prices: np.ndarray,
+    status: np.ndarray,
+) -> None:
+    """``solve_one`` for every problem of a batch (b, n, k), with slots (b, k)."""
+    for p in range(scores.shape[0]):
+        present = mask[p] if mask.shape[0] > 0 else np.empty(0, np.bool_)
+        status[p] = solve_one(scores[p], present, capacity[p], assignment[p], costs[p], distances[p], prices[p])

@@ -1,0 +1,298 @@
+"""Compiled kernel of the minimum-variance marginals: a barrier method on the dual, Newton on the experts' prices.
+
+The dual of ``minimise Σ p²/r subject to row sums <= 1, column sums <= c`` is the concave function
+
+    D(α, β) = Σ_ij 2 p_ij sqrt(α_i + β_j) − Σ_i α_i − c Σ_j β_j,       α, β >= 0,
+
+with r_ij = p_ij / sqrt(α_i + β_j). Sharp routers make its curvature change by many orders of magnitude next to the
+boundary, where Newton on D alone stalls. D + μ (Σ_i log α_i + Σ_j log β_j) has no boundary: the square roots are
+compatible with the logarithm (|f'''| <= 3/2 f''/(α + β)), so damped Newton steps converge at a rate that does not
+depend on the data, and the slack that is left is μ / price. μ falls superlinearly. Given β, each α_i is a
+one-dimensional root, so the Newton system has k unknowns.
+Interior-point theory: Nesterov & Nemirovskii 1994, chapters 2 and 5.
+"""
+
+import math
+
+import numpy as np
+
+from prob_moe.numerics._compiled import batch_kernel, kernel
+
+FAST = {"reassoc", "contract", "arcp", "nsz"}  # lets sums over experts vectorise; keeps nan and inf honest
+COLD_BARRIER, WARM_BARRIER = 1e-2, 1e-4
+TO_BOUNDARY = 0.99  # largest part of a price that one step may take away
+
+
+@kernel(fastmath=FAST)
+def _row_price(p: np.ndarray, beta: np.ndarray, mu: float, start: float) -> float:
+    """Root α of Σ_j p_j / sqrt(α + β_j) + μ/α = 1, to a relative 1e-6.
+
+    Newton on the reciprocal of the left side, which is concave and increasing in α: monotone from the left, and a
+    start on the right crosses over once.
+    """
+    low = 0.0
+    for j in range(p.size):
+        low += p[j] * beta[j]
+    low = max(mu, 1.0 - low)  # Jensen: the root is at or right of 1 − Σ_j p_j β_j
+    alpha = max(start, low)
+    for _ in range(60):
+        roots = 0.0
+        curve = 0.0
+        for j in range(p.size):
+            inverse = 1.0 / math.sqrt(alpha + beta[j])
+            r = p[j] * inverse
+            roots += r
+            curve += r * inverse * inverse
+        total = roots + mu / alpha
+        slope = 0.5 * curve + mu / (alpha * alpha)
+        previous = alpha
+        alpha = max(alpha + total * (total - 1.0) / slope, low, 0.1 * alpha)
+        if abs(alpha - previous) <= 1e-3 * alpha:  # quadratic: the next one would be 1e-6
+            break
+    return alpha
+
+
+@kernel(fastmath=FAST)
+def _evaluate(
+    p: np.ndarray,
+    present: np.ndarray,
+    beta: np.ndarray,
+    capacity: float,
+    mu: float,
+    alpha: np.ndarray,
+    load: np.ndarray,
+    hessian: np.ndarray,
+    drift: np.ndarray,
+) -> tuple[float, float]:
+    """Everything the outer iteration needs at β, the rows' prices solved for.
+
+    Fills α, the column sums Σ_i r_ij, minus the second derivative in β (lower triangle, without the experts' barrier)
+    and minus the derivative of the column sums in μ. Returns D and Σ_i log α_i + Σ_j log β_j.
+    """
+    n, k = p.shape
+    load[:] = 0.0
+    hessian[:] = 0.0
+    drift[:] = 0.0
+    s = np.empty(k)
+    dual = 0.0
+    logs = 0.0
+    for j in range(k):
+        dual -= capacity * beta[j]
+        logs += math.log(beta[j])
+    for i in range(n):
+        if not present[i]:
+            continue
+        a = _row_price(p[i], beta, mu, alpha[i])
+        alpha[i] = a
+        dual -= a
+        logs += math.log(a)
+        total = mu / (a * a)
+        for j in range(k):
+            inverse = 1.0 / math.sqrt(a + beta[j])
+            r = p[i, j] * inverse
+            load[j] += r
+            dual += 2.0 * r * (a + beta[j])
+            s[j] = 0.5 * r * inverse * inverse
+            total += s[j]
+        for j in range(k):  # the row's own price answers a change of β: Schur complement
+            hessian[j, j] += s[j]
+            factor = s[j] / total
+            drift[j] += factor / a
+            for m in range(j + 1):
+                hessian[j, m] -= factor * s[m]
+    return dual, logs
+
+
+@kernel
+def _solve_positive(matrix: np.ndarray, rhs: np.ndarray, x: np.ndarray) -> None:
+    """Solve ``matrix @ x = rhs`` by Cholesky in place (lower triangle; positive definite up to rounding)."""
+    k = rhs.size
+    floor = 0.0
+    for a in range(k):
+        floor = max(floor, 1e-15 * matrix[a, a])
+    for a in range(k):
+        x[a] = rhs[a]
+        for b in range(a + 1):
+            entry = matrix[a, b]
+            for m in range(b):
+                entry -= matrix[a, m] * matrix[b, m]
+            matrix[a, b] = math.sqrt(max(entry, floor)) if a == b else entry / matrix[b, b]
+        for b in range(a):
+            x[a] -= matrix[a, b] * x[b]
+        x[a] /= matrix[a, a]
+    for a in range(k - 1, -1, -1):
+        for b in range(a + 1, k):
+            x[a] -= matrix[b, a] * x[b]
+        x[a] /= matrix[a, a]
+
+
+@kernel
+def _solve_prices(
+    p: np.ndarray,
+    present: np.ndarray,
+    capacity: float,
+    alpha: np.ndarray,
+    beta: np.ndarray,
+    tolerance: float,
+    max_steps: int,
+) -> tuple[float, int]:
+    """Follow the barrier path, (α, β) in place, until μ, the overload and the expected gain are down at the tolerance.
+
+    Returns D and the number of evaluations.
+    """
+    k = p.shape[1]
+    load, trial_load = np.zeros(k), np.empty(k)
+    hessian, trial_hessian = np.empty((k, k)), np.empty((k, k))
+    drift, trial_drift = np.empty(k), np.empty(k)
+    gradient, step, trial = np.empty(k), np.empty(k), np.empty(k)
+    for i in range(p.shape[0]):
+        for j in range(k):
+            load[j] += p[i, j]
+    if load.max() <= capacity * (1.0 + 1e-12):  # the router is balanced as it is: r = p, weights exactly 1
+        alpha[:] = 1.0
+        beta[:] = 0.0
+        return float(present.sum()), 0
+    cold = beta.min() < 0.0
+    mu = COLD_BARRIER if cold else WARM_BARRIER
+    for j in range(k):  # the cold start is exact where all α_i = 1
+        beta[j] = max((load[j] / capacity) ** 2 - 1.0, mu) if cold else max(beta[j], mu / capacity)
+    trial_alpha = alpha.copy()
+    dual, logs = _evaluate(p, present, beta, capacity, mu, alpha, load, hessian, drift)
+    evaluations = 1
+    solved_mu = mu
+    while evaluations < max_steps:
+        decrement = 0.0
+        excess = 0.0
+        size = 1.0
+        for j in range(k):
+            excess = max(excess, load[j] / capacity - 1.0)
+            gradient[j] = load[j] - capacity + mu / beta[j] + (solved_mu - mu) * drift[j]
+            hessian[j, j] += max(capacity - load[j], mu / beta[j]) / beta[j]  # primal-dual: slack over price
+        _solve_positive(hessian, gradient, step)
+        for j in range(k):
+            decrement += gradient[j] * step[j]
+            if step[j] < 0.0:
+                size = min(size, -TO_BOUNDARY * beta[j] / step[j])
+        if mu <= tolerance and excess <= 30.0 * tolerance and decrement <= 1e-2 * tolerance * abs(dual):
+            break
+        accepted = False
+        for _ in range(20):
+            trial[:] = beta + size * step
+            trial_alpha[:] = alpha
+            trial_dual, trial_logs = _evaluate(
+                p, present, trial, capacity, mu, trial_alpha, trial_load, trial_hessian, trial_drift
+            )
+            evaluations += 1
+            wanted = dual + mu * logs + 1e-4 * size * decrement
+            if trial_dual + mu * trial_logs >= wanted - 1e-12 * abs(dual):
+                accepted = True
+                break
+            size *= 0.3
+        if not accepted:
+            break
+        beta[:] = trial
+        alpha[:] = trial_alpha
+        load, trial_load = trial_load, load
+        hessian, trial_hessian = trial_hessian, hessian
+        drift, trial_drift = trial_drift, drift
+        dual, logs, solved_mu = trial_dual, trial_logs, mu
+        if size > 0.6:
+            mu = max(tolerance, min(0.02 * mu, mu**1.7))
+    return dual, evaluations
+
+
+@kernel
+def _feasible_marginals(
+    p: np.ndarray, present: np.ndarray, capacity: float, alpha: np.ndarray, beta: np.ndarray, r: np.ndarray
+) -> float:
+    """Marginals at these prices, made feasible whatever the convergence; returns Σ p²/r.
+
+    Rows, then columns, are scaled down to their bounds. What rows still lack then goes to columns that have room,
+    in proportion to both: no sum leaves its bound, and a larger r only lowers Σ p²/r.
+    """
+    n, k = p.shape
+    r[:] = 0.0
+    room = np.zeros(k)
+    lack = np.zeros(n)
+    for i in range(n):
+        if not present[i]:
+            continue
+        total = 0.0
+        for j in range(k):
+            if p[i, j] > 0.0:
+                r[i, j] = p[i, j] / math.sqrt(alpha[i] + beta[j])
+                total += r[i, j]
+        for j in range(k):
+            r[i, j] /= max(1.0, total)
+            room[j] += r[i, j]
+    for j in range(k):
+        room[j] = max(1.0, room[j] / capacity)
+    for i in range(n):
+        if present[i]:
+            lack[i] = 1.0
+            for j in range(k):
+                r[i, j] /= room[j]
+                lack[i] -= r[i, j]
+            lack[i] = max(lack[i], 0.0)
+    for j in range(k):
+        room[j] = max(capacity - r[:, j].sum(), 0.0)
+    rate = 1.0 / max(lack.sum(), room.sum(), 1e-300)
+    value = 0.0
+    for i in range(n):
+        for j in range(k):
+            if r[i, j] > 0.0:
+                r[i, j] += lack[i] * rate * room[j]
+                value += p[i, j] * (p[i, j] / r[i, j])
+    return value
+
+
+@kernel
+def _solve_one(
+    p: np.ndarray,
+    present: np.ndarray,
+    capacity: float,
+    alpha: np.ndarray,
+    beta: np.ndarray,
+    r: np.ndarray,
+    objective: np.ndarray,
+    gap: np.ndarray,
+    tolerance: float,
+    max_steps: int,
+) -> None:
+    """One problem: p (n, k) in; α (n,), β (k,), r (n, k), objective (1,) and gap (1,) out.
+
+    A negative β asks for the cold start; any other is the start itself.
+    """
+    dual, _ = _solve_prices(p, present, capacity, alpha, beta, tolerance, max_steps)
+    value = _feasible_marginals(p, present, capacity, alpha, beta, r)
+    objective[0] = value
+    gap[0] = max(value - dual, 0.0)
+
+
+@batch_kernel
+def solve_batch(
+    p: np.ndarray,
+    present: np.ndarray,
+    capacity: np.ndarray,
+    alpha: np.ndarray,
+    beta: np.ndarray,
+    r: np.ndarray,
+    objective: np.ndarray,
+    gap: np.ndarray,
+    tolerance: float,
+    max_steps: int,
+) -> None:
+    """All problems of a batch: the arguments of ``_solve_one`` with a batch dimension in front."""
+    for b in range(p.shape[0]):
+        _solve_one(
+            p[b],
+            present[b],
+            capacity[b],
+            alpha[b],
+            beta[b],
+            r[b],
+            objective[b : b + 1],
+            gap[b : b + 1],
+            tolerance,
+            max_steps,
+        )

@@ -1,0 +1,102 @@
+"""Marginals of several experts per datapoint made feasible, whatever the solver left."""
+
+import numpy as np
+
+from prob_moe.numerics._compiled import kernel
+from prob_moe.numerics.rounding._minimum_variance import FAST, _solve_positive
+from prob_moe.numerics.rounding._selected_marginals import pin_constants
+
+
+@kernel(fastmath=FAST)
+def _curvature(r: np.ndarray, lack: np.ndarray, hessian: np.ndarray, gain: np.ndarray, weight: np.ndarray) -> None:
+    n, k = r.shape
+    hessian[:] = 0.0
+    h = np.empty(k)
+    for i in range(n):
+        total = 1e-300
+        for j in range(k):
+            h[j] = max(r[i, j] * (1.0 - r[i, j]), 0.0)
+            total += h[j]
+        weight[i] = total
+        for j in range(k):
+            factor = h[j] / total
+            gain[j] -= factor * lack[i]
+            hessian[j, j] += h[j]
+            for l in range(j + 1):  # noqa: E741
+                hessian[j, l] -= factor * h[l]
+
+
+@kernel
+def exact_sums(r: np.ndarray, sums: np.ndarray, slots: np.ndarray, full: np.ndarray) -> None:
+    """Move r in place so that every row has its sum and no column exceeds its slots.
+
+    The entries change by h_ij (y_i + x_j) with h = r (1 − r), the least change in that metric. What columns have too
+    much goes to those with room, in proportion; ``full`` ones (k,) get what they have slots for. A change that would
+    take more than half of an entry is cut short and repeated.
+    """
+    n, k = r.shape
+    load, lack, gain, target = np.empty(k), np.empty(n), np.empty(k), np.empty(k)
+    hessian, x, y, weight = np.empty((k, k)), np.empty(k), np.empty(n), np.empty(n)
+    previous = np.inf
+    for _ in range(60):
+        load[:] = 0.0
+        for i in range(n):
+            load += r[i]
+        worst = 0.0
+        for i in range(n):
+            lack[i] = sums[i] - r[i].sum()
+            worst = max(worst, abs(lack[i]) / sums[i])
+        for j in range(k):
+            worst = max(worst, (load[j] - slots[j]) / max(slots[j], 1.0))
+        if worst <= 1e-15 * k or (worst <= 1e-12 and worst > 0.5 * previous):  # the rest is rounding
+            break
+        previous = worst
+        target[:] = np.where(full, slots, np.minimum(load, slots))
+        missing = sums.sum() - target.sum()
+        room, others = 0.0, 1e-300
+        for j in range(k):
+            others += 0.0 if full[j] else target[j]
+            room += slots[j] - target[j] if load[j] > 0.0 else 0.0
+        for j in range(k):
+            if missing > 0.0 and load[j] > 0.0:
+                target[j] += (slots[j] - target[j]) * min(1.0, missing / max(room, 1e-300))
+            elif missing < 0.0 and not full[j]:
+                target[j] *= 1.0 + missing / others
+        gain[:] = target - load
+        _curvature(r, lack, hessian, gain, weight)
+        pin_constants(hessian, full)
+        pin_constants(hessian, ~full)
+        _solve_positive(hessian, gain, x)
+        reach = 0.0
+        for i in range(n):
+            answer = 0.0
+            for j in range(k):
+                answer += max(r[i, j] * (1.0 - r[i, j]), 0.0) * x[j]
+            y[i] = (lack[i] - answer) / weight[i]
+            for j in range(k):
+                if 0.0 < r[i, j] < 1.0:
+                    reach = max(reach, abs(y[i] + x[j]))
+        if not reach < np.inf:
+            break
+        size = min(1.0, 0.5 / max(reach, 1e-300))
+        for i in range(n):
+            for j in range(k):
+                h = max(r[i, j] * (1.0 - r[i, j]), 0.0)
+                r[i, j] = min(r[i, j] + size * h * (y[i] + x[j]), 1.0)
+
+
+@kernel
+def within_bounds(r: np.ndarray, sums: np.ndarray, slots: np.ndarray) -> None:
+    """Scale rows, then columns, down to their bounds, in place: what is left out is dropped."""
+    n, k = r.shape
+    for i in range(n):
+        total = 0.0
+        for j in range(k):
+            r[i, j] = min(r[i, j], 1.0)
+            total += r[i, j]
+        if total > sums[i]:
+            r[i] *= sums[i] / total
+    for j in range(k):
+        total = r[:, j].sum()
+        if total > slots[j]:
+            r[:, j] *= slots[j] / total

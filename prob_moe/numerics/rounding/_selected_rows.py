@@ -1,0 +1,241 @@
+"""Which rows can have how many experts, and one whole problem of minimum-variance marginals from p to r."""
+
+import math
+
+import numpy as np
+
+from prob_moe.numerics._compiled import batch_kernel, kernel
+from prob_moe.numerics.assignment._several import _hold_best, balance, first_prices
+from prob_moe.numerics.rounding._selected_marginals import interior_point
+from prob_moe.numerics.rounding._selected_repair import exact_sums, within_bounds
+
+BLEND = 0.4  # part of the start that is even over the experts
+LEAST_TOLERANCE = 1e-11  # below, rounding undoes in the sums what a step gains
+
+
+@kernel
+def _structure(p: np.ndarray, wanted: np.ndarray, slots: np.ndarray, certain: np.ndarray, full: np.ndarray) -> bool:
+    """Whether some r with r > 0 wherever p > 0 fills all rows within ``slots``; and what all such r have in common.
+
+    From any 0/1 matrix that fills the rows, exchanges lead to all others, and the average of all is positive wherever
+    one of them is.
+
+    :param certain: (n, k) out, the entries that are 1 in all; :param full: (k,) out, the experts that are full in all.
+    """
+    n, k = p.shape
+    certain[:] = False
+    full[:] = wanted.sum() == slots.sum()
+    if not (p == 0.0).any() and slots.min() == slots.max():
+        return bool(wanted.sum() <= slots.sum())  # the even one
+    scores = np.where(p > 0.0, 0.0, -np.inf)
+    rows = np.arange(n)
+    hold = np.zeros((n, k), np.bool_)
+    prices = first_prices(scores, rows, wanted, slots, 0.0)
+    costs, movers = np.empty((k + 1, k + 1)), np.empty((k + 1, k + 1), np.int64)
+    if not _hold_best(scores, rows, wanted, prices, hold) or not balance(
+        scores, rows, hold, slots, prices, costs, movers
+    ):
+        return False
+    reach = np.eye(k) > 0.0  # whether a place at a can be had by exchanges that begin with one more at b: reach[b, a]
+    room = slots.copy()
+    for i in range(n):
+        for a in range(k):
+            if hold[i, a]:
+                room[a] -= 1
+                for b in range(k):
+                    reach[a, b] |= p[i, b] > 0.0 and not hold[i, b]
+    for j in range(k):
+        for a in range(k):
+            if reach[a, j]:
+                reach[a] |= reach[j]
+    for a in range(k):
+        full[a] = True
+        for b in range(k):
+            full[a] &= not (reach[a, b] and room[b] > 0)
+    for i in range(n):
+        for a in range(k):
+            if hold[i, a]:
+                certain[i, a] = True
+                for b in range(k):
+                    if p[i, b] > 0.0 and not hold[i, b]:
+                        certain[i, a] &= not (reach[b, a] or not full[b])
+            elif p[i, a] > 0.0:
+                usable = not full[a]
+                for b in range(k):
+                    usable |= hold[i, b] and reach[a, b]
+                if not usable:
+                    return False
+    return True
+
+
+@kernel
+def _start(
+    p: np.ndarray, sums: np.ndarray, slots: np.ndarray, r: np.ndarray, alpha: np.ndarray, beta: np.ndarray
+) -> None:
+    """The optimum without capacity, blended with even marginals so that no entry is near a bound."""
+    n, k = p.shape
+    load = np.zeros(k)
+    for i in range(n):
+        allowed = (p[i] > 0.0).sum()
+        even = min(0.9, sums[i] / allowed)
+        price = alpha[i]
+        for j in range(k):
+            if p[i, j] > 0.0:
+                best = min(1.0, p[i, j] / math.sqrt(price)) if price > 0.0 else 1.0
+                r[i, j] = (1.0 - BLEND) * best + BLEND * even
+                load[j] += r[i, j]
+            else:
+                r[i, j] = 0.5
+    middle = np.median(alpha)
+    for j in range(k):
+        beta[j] = max((load[j] / slots[j]) ** 2 - 1.0, 0.0) * middle
+
+
+@kernel
+def _dual(p: np.ndarray, sums: np.ndarray, slots: np.ndarray, alpha: np.ndarray, beta: np.ndarray) -> float:
+    """The dual value: no feasible r has a smaller Σ p²/r."""
+    value = 0.0
+    for i in range(p.shape[0]):
+        value -= sums[i] * alpha[i]
+        for j in range(p.shape[1]):
+            if p[i, j] > 0.0:
+                price = alpha[i] + beta[j]
+                square = p[i, j] * p[i, j]
+                value += 2.0 * p[i, j] * math.sqrt(price) if price > square else square + price
+    return value - (slots * beta).sum()
+
+
+@kernel
+def _solve_one(
+    p: np.ndarray,
+    present: np.ndarray,
+    capacity: int,
+    picks: int,
+    alpha: np.ndarray,
+    beta: np.ndarray,
+    r: np.ndarray,
+    objective: np.ndarray,
+    gap: np.ndarray,
+    tolerance: float,
+    max_steps: int,
+) -> None:
+    """One problem: p (n, k), in α the rows' prices and in r the optimum, both without capacity; all results in place.
+
+    A negative β asks for the cold start.
+    """
+    n, k = p.shape
+    load = np.zeros(k)
+    for j in range(k):
+        load[j] = r[:, j].sum()
+    if load.max() <= capacity * (1.0 + 1e-12):  # nobody has to give way
+        beta[:] = 0.0
+        objective[0] = _second_moment(p, r)
+        gap[0] = 0.0
+        return
+    # Rows that take all experts which they are allowed are settled, if everybody can have what he wants.
+    slots = np.full(k, capacity)
+    total = 0
+    rows = np.empty(n, np.int64)
+    count = 0
+    for i in range(n):
+        if present[i]:
+            allowed = (p[i] > 0.0).sum()
+            total += min(allowed, picks)
+            if allowed <= picks:
+                slots -= p[i] > 0.0
+            else:
+                rows[count] = i
+                count += 1
+    rows = rows[:count]
+    exact = total <= k * capacity and slots.min() >= 0
+    sums = np.full(count, picks)
+    certain, full = np.zeros((count, k), np.bool_), np.zeros(k, np.bool_)
+    if exact:
+        exact = _structure(p[rows], sums, slots, certain, full)
+    if exact:
+        free = np.zeros(count, np.bool_)
+        for place in range(count):
+            sums[place] -= certain[place].sum()
+            slots -= certain[place]
+            free[place] = sums[place] > 0
+            r[rows[place]] = np.where(certain[place], 1.0, 0.0)
+        rows, sums, certain = rows[free], sums[free], certain[free]
+    else:
+        slots[:] = capacity
+        rows = np.flatnonzero(present)
+        sums, certain = np.full(rows.size, picks), np.zeros((rows.size, k), np.bool_)
+        full[:] = False
+    count = rows.size
+    room, wanted = slots.astype(np.float64), sums.astype(np.float64)
+    q = np.where(certain, 0.0, p[rows])
+    inner, row_prices, warm = np.empty((count, k)), alpha[rows], beta.copy()
+    _start(q, wanted, np.maximum(room, 0.5), inner, row_prices, beta)
+    if warm.min() >= 0.0:
+        beta[:] = warm
+    interior_point(q, wanted, room, exact, full, inner, row_prices, beta, max(tolerance, LEAST_TOLERANCE), max_steps)
+    if full.any():  # one price is free among full experts and their rows: the cheapest of them costs nothing
+        lowest = beta[full].min()
+        for place in range(count):
+            for j in range(k):
+                if full[j] and q[place, j] > 0.0:
+                    row_prices[place] += lowest
+                    break
+        beta -= np.where(full, lowest, 0.0)
+    inner *= q > 0.0
+    if exact:
+        exact_sums(inner, wanted, room, full)
+    within_bounds(inner, wanted, room)
+    gap[0] = max(_second_moment(q, inner) - _dual(q, wanted, room, row_prices, beta), 0.0)
+    for place in range(count):
+        r[rows[place]] = inner[place] + certain[place]
+        alpha[rows[place]] = row_prices[place]
+    objective[0] = _second_moment(p, r)
+    if exact:
+        for i in range(n):
+            if present[i] and (p[i] > 0.0).sum() <= picks:  # settled: any low enough price will do
+                lowest = np.inf
+                for j in range(k):
+                    if p[i, j] > 0.0:
+                        lowest = min(lowest, p[i, j] * p[i, j] - beta[j])
+                alpha[i] = lowest if lowest < np.inf else 0.0
+
+
+@kernel
+def _second_moment(p: np.ndarray, r: np.ndarray) -> float:
+    value = 0.0
+    for i in range(p.shape[0]):
+        for j in range(p.shape[1]):
+            if r[i, j] > 0.0:
+                value += p[i, j] * (p[i, j] / r[i, j])
+    return value
+
+
+@batch_kernel
+def solve_selected(
+    p: np.ndarray,
+    present: np.ndarray,
+    capacity: np.ndarray,
+    picks: int,
+    alpha: np.ndarray,
+    beta: np.ndarray,
+    r: np.ndarray,
+    objective: np.ndarray,
+    gap: np.ndarray,
+    tolerance: float,
+    max_steps: int,
+) -> None:
+    """All problems of a batch: the arguments of ``_solve_one`` with a batch dimension in front."""
+    for b in range(p.shape[0]):
+        _solve_one(
+            p[b],
+            present[b],
+            capacity[b],
+            picks,
+            alpha[b],
+            beta[b],
+            r[b],
+            objective[b : b + 1],
+            gap[b : b + 1],
+            tolerance,
+            max_steps,
+        )

@@ -1,0 +1,1 @@
+"""The law of Gumbel-Matching through its shadow prices: their joint density with the matching, and its integral."""

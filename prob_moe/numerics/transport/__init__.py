@@ -1,0 +1,1 @@
+"""Transport plans with few entries for each datapoint."""
