@@ -126,7 +126,8 @@ class LeaveOneOut(Baseline):
     r"""
     The mean over the other particles,
     :math:`b^{(m)} = \frac{1}{M-1}\sum_{m' \ne m} w^{(m')} f^{(m')}`, an unbiased estimate of the expected cost that is
-    independent of particle m.
+    independent of particle m. It need not lower the variance where weights vary much from particle to particle, as
+    Gumbel-Matching's do: the gradient stays unbiased in any case.
 
     Source: Mnih & Rezende (2016), "Variational inference for Monte Carlo objectives", eq. 7; Kool, van Hoof & Welling
     (2019), "Buy 4 REINFORCE samples, get a baseline for free!".
