@@ -19,7 +19,6 @@ from prob_moe.layer.parts import (
     likelihood_of,
     outside_plate,
     process,
-    process_several,
     router_logits,
 )
 from prob_moe.numerics._compiled import leaves_torch
@@ -147,7 +146,10 @@ class MixtureOfExperts(PyroModule):
     def _likelihood_of_several(
         self, x: Tensor, routing: AssignmentDistribution, z: Tensor, mask: Tensor | None
     ) -> SelectedMixture:
-        out = process_several(self.experts, x, outside_plate(z, event_dim=2), routing, mask)
+        assignment = outside_plate(z, event_dim=2)
+        x = x.expand(*assignment.shape[:-2], *x.shape[-2:])
+        present = None if mask is None else mask.expand(x.shape[:-1])
+        out = self.experts(x, assignment, capacity=routing.slots, num_selected=self.num_selected, mask=present)
         return SelectedMixture(
             outside_plate(routing.log_importance_weights(z), event_dim=2).to(out.dtype),
             outside_plate(routing.router_log_prob(z), event_dim=2),

@@ -11,7 +11,7 @@ from torch.func import functional_call, stack_module_state
 from torch.overrides import handle_torch_function, has_torch_function
 
 from prob_moe.experts.gather import combine, dispatch
-from prob_moe.experts.plan import dispatch_plan
+from prob_moe.experts.plan import dispatch_plan, flat_entries
 
 
 class SlotExperts(nn.Module, ABC):
@@ -59,6 +59,7 @@ class SlotExperts(nn.Module, ABC):
         assignment: Tensor,
         *,
         capacity: int,
+        num_selected: int | None = None,
         mask: Tensor | None = None,
         validate_args: bool | None = None,
     ) -> Tensor:
@@ -66,12 +67,15 @@ class SlotExperts(nn.Module, ABC):
         :param x: (*batch, n, d); leading dimensions broadcast to those of the assignment.
         :param assignment: long (*batch, n); e for expert e, ~e for dropped.
         :param capacity: c, slots of every expert.
+        :param num_selected: m experts for every datapoint: then the assignment is (*batch, m, n), and so is the output.
         :param mask: bool (*batch, n); False for padding, which takes no slot.
         :param validate_args: whether to check the assignment's values.
-        :returns: (*batch, n, out); zero rows where dropped or masked.
+        :returns: (*batch, n, out), or (*batch, m, n, out); zero rows where dropped or masked.
         """
-        plan = dispatch_plan(assignment, self.num_experts, capacity, mask, validate_args=validate_args)
-        return combine(self.forward_dispatched(dispatch(x, plan)), plan)
+        entries, present = flat_entries(assignment, num_selected, mask)
+        plan = dispatch_plan(entries, self.num_experts, capacity, present, validate_args=validate_args)
+        out = combine(self.forward_dispatched(dispatch(x, plan, num_selected=num_selected or 1)), plan)
+        return out if num_selected is None else out.unflatten(-2, assignment.shape[-2:])
 
     def dense(self, x: Tensor) -> Tensor:
         """

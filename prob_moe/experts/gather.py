@@ -13,15 +13,19 @@ from prob_moe.experts.validation import check_features
 
 
 class _GatherRows(torch.autograd.Function):
-    # The adjoint of a partial bijection is its inverse: the gradient is a gather too, where autograd's own
-    # scatter-add would be slower, and on CUDA not deterministic.
+    # Who sits where is known in both directions, so the adjoint only swaps them: the gradient is gathers and sums too,
+    # where autograd's own scatter-add would be slower, and on CUDA not deterministic.
     generate_vmap_rule = True
 
     @staticmethod
     def forward(rows: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
         # An appended row of zeros costs less than writing zeros into the result row by row.
         padded = torch.cat([rows, rows.new_zeros(1, rows.shape[1])])
-        return padded.index_select(0, torch.where(index < 0, rows.shape[0], index))
+        first, *others = torch.where(index < 0, rows.shape[0], index).unbind()
+        gathered = padded.index_select(0, first)
+        for other in others:
+            gathered = gathered + padded.index_select(0, other)
+        return gathered
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
@@ -43,11 +47,13 @@ class _GatherRowsAndTangents(_GatherRows):
 
 def gather_rows(rows: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
     """
-    ``rows[index]`` with a zero row where the index is -1; linear, and differentiable any number of times.
+    The sum of ``rows[index[a]]`` over a, with a zero row where the index is -1; linear, and differentiable any number
+    of times.
 
-    :param rows: (m, d).
-    :param index: long (l,), entries in {-1..m-1}, none but -1 twice.
-    :param inverse: long (m,), entries in {-1..l-1}: ``index[inverse[i]] == i`` where ``inverse[i] >= 0``.
+    :param rows: (r, d).
+    :param index: long (a, l), entries in {-1..r-1}.
+    :param inverse: the same pairs from the other side: long (b, r), entries in {-1..l-1}, whose column i holds every j
+        with i in column j of the index.
     :return: (l, d).
     """
     args = (rows, index, inverse)
@@ -84,7 +90,7 @@ def _flat_indices(plan: DispatchPlan, expert_major: bool) -> tuple[Tensor, Tenso
     return slots.flatten(), sources.flatten()
 
 
-def dispatch(x: Tensor, plan: DispatchPlan) -> Tensor:
+def dispatch(x: Tensor, plan: DispatchPlan, *, num_selected: int = 1) -> Tensor:
     """
     Gather the datapoints by expert.
 
@@ -92,17 +98,24 @@ def dispatch(x: Tensor, plan: DispatchPlan) -> Tensor:
     (k, batch·c, d) without a copy.
 
     :param x: (*batch, n, d); leading dimensions broadcast to those of the plan.
-    :param plan: from :func:`dispatch_plan`.
+    :param plan: from :func:`dispatch_plan`, for an assignment (*batch, m·n) whose entry i belongs to datapoint i % n.
+    :param num_selected: m, entries of every datapoint. The datapoints are gathered where they lie, not copied m times.
     :return: (*batch, k, c, d); zeros in empty slots.
     :raises ValueError: ``x`` does not fit the plan.
     """
-    *batch, n = plan.slots.shape
+    *batch, entries = plan.slots.shape
     k, c = plan.sources.shape[-2:]
     d = x.shape[-1] if x.dim() else 0
+    n = entries // num_selected
     check_features("x", x, (n, d), plan.slots.shape[:-1])
     slots, sources = _flat_indices(plan, expert_major=True)
-    rows = gather_rows(x.expand(*batch, n, d).reshape(-1, d) if batch else x, sources, slots)
-    return rows.reshape(k, *batch, c, d).movedim(0, -3)
+    if num_selected > 1:
+        element = sources // max(1, entries)
+        sources = torch.where(sources < 0, -1, element * n + sources % max(1, n))
+        slots = slots.view(math.prod(batch), num_selected, n).movedim(1, 0)
+    rows = x.expand(*batch, n, d).reshape(-1, d) if batch else x
+    gathered = gather_rows(rows, sources.unsqueeze(0), slots.reshape(num_selected, math.prod(batch) * n))
+    return gathered.reshape(k, *batch, c, d).movedim(0, -3)
 
 
 def combine(expert_out: Tensor, plan: DispatchPlan) -> Tensor:
@@ -124,4 +137,5 @@ def combine(expert_out: Tensor, plan: DispatchPlan) -> Tensor:
     slots, sources = _flat_indices(plan, expert_major)
     if expert_major:
         expert_out = expert_out.movedim(-3, 0)
-    return gather_rows(expert_out.reshape(-1, d), slots, sources).reshape(*batch, n, d)
+    gathered = gather_rows(expert_out.reshape(-1, d), slots.unsqueeze(0), sources.unsqueeze(0))
+    return gathered.reshape(*batch, n, d)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from prob_moe.experts.functional import batched_linear, expert_forward
 from prob_moe.experts.gather import combine, dispatch
-from prob_moe.experts.plan import dispatch_plan
+from prob_moe.experts.plan import dispatch_plan, flat_entries
 from prob_moe.experts.validation import check_features, check_positive_int
 
 
@@ -136,6 +136,7 @@ class BatchedExperts(nn.Module):
         assignment: Tensor,
         *,
         capacity: int,
+        num_selected: int | None = None,
         mask: Tensor | None = None,
         validate_args: bool | None = None,
     ) -> Tensor:
@@ -143,20 +144,25 @@ class BatchedExperts(nn.Module):
         :param x: (*batch, n, d); leading dimensions broadcast to those of the assignment.
         :param assignment: long (*batch, n); e for expert e, ~e for dropped. The batch ends with ``batch_shape``.
         :param capacity: c, slots of every expert.
+        :param num_selected: m experts for every datapoint: then the assignment is (*batch, m, n), and so is the output.
         :param mask: bool (*batch, n); False for padding, which takes no slot.
         :param validate_args: whether to check the assignment's values, see :func:`dispatch_plan`.
-        :return: (*batch, n, out_features); zero rows (x with ``residual``) where dropped or masked.
+        :return: (*batch, n, out_features), or (*batch, m, n, out_features); zero rows (x with ``residual``) where
+            dropped or masked.
         :raises ValueError: an argument does not fit, see :func:`dispatch_plan`.
         """
-        plan = dispatch_plan(assignment, self.num_experts, capacity, mask, validate_args=validate_args)
-        *batch, n = assignment.shape
+        entries, present = flat_entries(assignment, num_selected, mask)
+        plan = dispatch_plan(entries, self.num_experts, capacity, present, validate_args=validate_args)
+        batch, n = entries.shape[:-1], assignment.shape[-1]
         if tuple(batch[len(batch) - len(self.batch_shape) :]) != self.batch_shape:
             raise ValueError(
                 f"assignment must have shape (*batch, {', '.join(map(str, self.batch_shape))}, n) for experts of "
                 f"batch_shape {tuple(self.batch_shape)}, but has shape {tuple(assignment.shape)}; use assignment.expand"
             )
-        check_features("x", x, (n, self.in_features), torch.Size(batch))
-        out = combine(self.forward_dispatched(dispatch(x, plan)), plan)
+        check_features("x", x, (n, self.in_features), batch)
+        out = combine(self.forward_dispatched(dispatch(x, plan, num_selected=num_selected or 1)), plan)
+        if num_selected is not None:
+            out, x = out.unflatten(-2, (num_selected, n)), x.unsqueeze(-3)
         return x + out if self.residual else out
 
     def forward_dispatched(self, inputs: Tensor) -> Tensor:

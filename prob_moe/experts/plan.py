@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from prob_moe.experts.validation import check_plan_shapes, check_plan_values, should_check_values
+from prob_moe.experts.validation import check_plan_shapes, check_plan_values, check_positive_int, should_check_values
 
 
 class DispatchPlan(NamedTuple):
@@ -22,6 +22,33 @@ class DispatchPlan(NamedTuple):
     slots: Tensor
     sources: Tensor
     loads: Tensor
+
+
+def flat_entries(assignment: Tensor, num_selected: int | None, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """
+    An assignment of several experts to every datapoint, as :func:`dispatch_plan` takes it: choice after choice, so that
+    entry i belongs to datapoint i % n.
+
+    :param assignment: long (*batch, n), or (*batch, m, n) with ``num_selected``.
+    :param num_selected: m, or None.
+    :param mask: bool (*batch, n) of the datapoints, or None.
+    :return: assignment and mask, (*batch, n) or (*batch, m·n).
+    :raises ValueError: ``assignment`` or ``mask`` does not have such a shape.
+    """
+    if num_selected is None:
+        return assignment, mask
+    check_positive_int("num_selected", num_selected)
+    if assignment.dim() < 2 or assignment.shape[-2] != num_selected:
+        raise ValueError(
+            f"assignment must have shape (*batch, m, n) with num_selected = m = {num_selected}, but has shape "
+            f"{tuple(assignment.shape)}"
+        )
+    if mask is None:
+        return assignment.flatten(-2), None
+    wanted = assignment.shape[:-2] + assignment.shape[-1:]
+    if mask.shape != wanted:
+        raise ValueError(f"mask must have shape {tuple(wanted)}, one entry per datapoint, but has {tuple(mask.shape)}")
+    return assignment.flatten(-2), mask.unsqueeze(-2).expand(assignment.shape).flatten(-2)
 
 
 def dispatch_plan(

@@ -111,22 +111,6 @@ def largest_load(assignment: Tensor, num_experts: int) -> int:
     return max(1, int(loads.max())) if loads.numel() else 1
 
 
-def process_several(
-    experts: BatchedExperts, x: Tensor, assignment: Tensor, routing: AssignmentDistribution, mask: Tensor | None
-) -> Tensor:
-    """
-    The expert layer under an assignment of m experts to every datapoint.
-
-    :param x: (*batch, n, d).
-    :param assignment: (*batch, m, n).
-    :returns: (*batch, m, n, out); zeros where dropped, and in padding.
-    """
-    shape = assignment.shape
-    rows = x.unsqueeze(-3).expand(*shape, x.shape[-1]).flatten(-3, -2)
-    present = None if mask is None else mask.unsqueeze(-2).expand(shape).flatten(-2)
-    return experts(rows, assignment.flatten(-2), capacity=routing.slots, mask=present).unflatten(-2, shape[-2:])
-
-
 def outside_plate(z: Tensor, event_dim: int = 1) -> Tensor:
     """Drop the dimension that the assignment site leaves to the data plate: (*, 1, n) -> (*, n)."""
     return z.squeeze(-1 - event_dim) if z.dim() > event_dim else z

@@ -56,12 +56,10 @@ class SparseRouting(Routing):
 
     def output(self, experts: BatchedExperts, x: Tensor) -> Tensor:
         *batch, choices, n = self.assignment.shape
-        copies = x.expand(*batch, n, x.shape[-1])
-        if choices > 1:
-            copies = copies.unsqueeze(-3).expand(*batch, choices, n, x.shape[-1]).flatten(-3, -2)
-        chosen = experts(copies, self.assignment.flatten(-2), capacity=self.slots)
+        x = x.expand(*batch, n, x.shape[-1])
+        chosen = experts(x, self.assignment, capacity=self.slots, num_selected=choices)
         out_of_it = self.assignment < 0
-        rows = self.gate.masked_fill(out_of_it, 0.0).unsqueeze(-1) * chosen.unflatten(-2, (choices, n))
+        rows = self.gate.masked_fill(out_of_it, 0.0).unsqueeze(-1) * chosen
         # Experts with a residual pass on what they do not process, and 0 * NaN would be NaN.
         out = rows.masked_fill(out_of_it.unsqueeze(-1), 0.0).sum(-3)
         if self.carry is None:

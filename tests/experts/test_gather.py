@@ -74,3 +74,31 @@ def test_wrong_shape_is_named(move, shape, name):
     _, plan = _case()
     with pytest.raises(ValueError, match=rf"^{name}.* must have shape .*, but has shape"):
         move(torch.zeros(shape), plan)
+
+
+@pytest.mark.parametrize("batch", [(), (2,), (2, 3)])
+def test_several_entries_of_a_datapoint_gather_from_one_row(batch):
+    """As if the data had been copied, with all derivatives, and deterministic."""
+    m, n = 2, 5
+    plan = dispatch_plan(random_assignment(*batch, m * n, num_experts=3, capacity=4), 3, 4)
+    x = torch.randn(*batch, n, 3, dtype=torch.float64, requires_grad=True)
+    copies = torch.cat([x] * m, -2)
+    slots, expected = dispatch(x, plan, num_selected=m), dispatch(copies, plan)
+    assert torch.equal(slots, expected)
+    weight = torch.randn_like(slots)
+    gradients = [torch.autograd.grad((out * weight).sum(), x)[0] for out in (slots, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-14, atol=1e-14)
+    if batch != (2, 3):
+        assert torch.autograd.gradcheck(lambda x: dispatch(x, plan, num_selected=m).square(), x, check_forward_ad=True)
+        assert torch.autograd.gradgradcheck(lambda x: dispatch(x, plan, num_selected=m).square(), x)
+    with pytest.raises(ValueError, match=r"^x must have shape .*, but has shape"):
+        dispatch(copies, plan, num_selected=m)
+
+
+def test_vmap_and_provenance_with_several_entries():
+    plan = dispatch_plan(random_assignment(10, num_experts=3, capacity=4), 3, 4)
+    x = torch.randn(6, 5, 2)
+    separate = torch.stack([dispatch(row, plan, num_selected=2) for row in x])
+    assert torch.equal(torch.vmap(lambda x: dispatch(x, plan, num_selected=2))(x), separate)
+    tracked = dispatch_plan(track_provenance(random_assignment(10, num_experts=3, capacity=4), frozenset({"z"})), 3, 4)
+    assert get_provenance(dispatch(x[0], tracked, num_selected=2)) == {"z"}

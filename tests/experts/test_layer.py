@@ -211,3 +211,24 @@ def test_wrong_argument_is_named():
 
 def _sizes():
     return {"num_experts": K, "in_features": D, "hidden_features": 6, "out_features": OUT}
+
+
+@pytest.mark.parametrize("batch", [(), (2,)])
+@pytest.mark.parametrize("options", [{}, {"residual": True}], ids=str)
+def test_several_experts_per_datapoint_are_as_many_entries(batch, options):
+    layer = BatchedExperts(**{**_sizes(), **options}, dtype=torch.float64)
+    x, entries = (
+        torch.randn(*batch, 5, D, dtype=torch.float64),
+        random_assignment(*batch, 10, num_experts=K, capacity=4),
+    )
+    mask = torch.rand(*batch, 5) < 0.7
+    out = layer(x, entries.unflatten(-1, (2, 5)), capacity=4, num_selected=2, mask=mask)
+    expected = layer(torch.cat([x, x], -2), entries, capacity=4, mask=torch.cat([mask, mask], -1))
+    torch.testing.assert_close(out, expected.unflatten(-2, (2, 5)))
+    for bad, message in (
+        (dict(assignment=entries.unflatten(-1, (5, 2)), num_selected=2), "num_selected = m = 2"),
+        (dict(assignment=entries.unflatten(-1, (2, 5)), num_selected=2, mask=mask[..., :4]), "one entry per datapoint"),
+        (dict(assignment=entries, num_selected=0), "num_selected must be a positive int"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            layer(x, bad.pop("assignment"), capacity=4, **bad)
