@@ -1,4 +1,4 @@
-"""Compiled kernel of dependent rounding: rows stream through a forest of fractional entries.
+"""Compiled kernel of dependent rounding, second part: open rows pass through a forest of fractional entries.
 
 Nodes are the experts (columns, 0..k−1), "dropped" (column k) and slots for the rows that are still open; an edge is an
 entry strictly between 0 and 1. The forest is rooted, an edge is stored at its lower end: ``parent[x]`` and ``up[x]``,
@@ -15,9 +15,7 @@ Gandhi, Khuller, Parthasarathy & Srinivasan 2006, "Dependent rounding and its ap
 
 import numpy as np
 
-from prob_moe.numerics._compiled import batch_kernel, kernel
-
-NEGLIGIBLE = 1e-12  # rounding of a row's sum; a drop probability below it is none
+from prob_moe.numerics._compiled import kernel
 
 
 @kernel
@@ -129,67 +127,49 @@ def _insert(
 
 
 @kernel
-def _round_one(r: np.ndarray, order: np.ndarray, uniforms: np.ndarray, tolerance: float, out: np.ndarray) -> None:
-    """Round the rows of r (n, k), entries at most 1, in the given order; out (n, k) tells what is selected."""
-    k = r.shape[1]
-    out[:] = False
+def finish(
+    owner: np.ndarray,
+    entries: np.ndarray,
+    columns: np.ndarray,
+    length: np.ndarray,
+    sums: np.ndarray,
+    uniforms: np.ndarray,
+    used: int,
+    tolerance: float,
+    out: np.ndarray,
+) -> None:
+    """Decide all rows that ``stream`` left open, and the slack; the arguments are what it filled."""
+    k = out.shape[1]
     nodes = 2 * k + 3  # k + 1 columns; at most k open rows, the new one and the slack
     slack = nodes - 1
     parent = np.full(nodes, -1)
     path = np.empty(nodes, dtype=np.int64)
     up = np.zeros(nodes)
     degree = np.zeros(nodes, dtype=np.int64)
-    owner = np.full(nodes, -1)
-    sums = np.zeros(k + 1)
-    used = 0
-    slot = k + 1
-    for i in order:
-        count = 0
-        sole = k
-        total = 0.0
-        for j in range(k):
-            entry = r[i, j]
-            if entry > 0.0:
-                sums[j] += entry
-                total += entry
-                if entry >= 1.0:
-                    out[i, j] = True
-                else:
-                    count += 1
-                    sole = j
-        dropped = np.ceil(total) - total
-        if dropped <= NEGLIGIBLE or (total > 1.0 and dropped >= 1.0 - NEGLIGIBLE):
-            dropped = 0.0
-        else:
-            sums[k] += dropped
-            count += 1
-        if count == 0:
+    whose = np.full(nodes, -1)
+    row = k + 1
+    for waiting in range(owner.size):
+        if owner[waiting] < 0:
             continue
-        if count == 1:
-            if sole < k and dropped == 0.0:
-                out[i, sole] = r[i, sole] > 0.5
-            continue
-        while owner[slot] >= 0:
-            slot = slot + 1 if slot + 1 < slack else k + 1
-        owner[slot] = i
-        degree[slot] = count
-        for j in range(k):
-            if 0.0 < r[i, j] < 1.0:
-                used = _insert(slot, j, r[i, j], uniforms, used, parent, up, degree, owner, path, out)
-        if dropped > 0.0:
-            used = _insert(slot, k, dropped, uniforms, used, parent, up, degree, owner, path, out)
-        if degree[slot] <= 1:
-            _close(slot, parent, up, owner, out)
+        while whose[row] >= 0:
+            row = row + 1 if row + 1 < slack else k + 1
+        whose[row] = owner[waiting]
+        degree[row] = length[waiting]
+        for place in range(length[waiting]):
+            j = columns[waiting, place]
+            used = _insert(row, j, entries[waiting, j], uniforms, used, parent, up, degree, whose, path, out)
+        if degree[row] <= 1:
+            _close(row, parent, up, whose, out)
 
     degree[slack] = 3 * k  # it stays open, whatever leaves it
     for j in range(k + 1):
         missing = np.ceil(sums[j]) - sums[j]
         if tolerance * max(1.0, sums[j]) < missing < 1.0 - tolerance * max(1.0, sums[j]):
-            used = _insert(slack, j, missing, uniforms, used, parent, up, degree, owner, path, out)
+            used = _insert(slack, j, missing, uniforms, used, parent, up, degree, whose, path, out)
 
     # What is still open differs from 0 or 1 by the rounding of sums only: each row takes as many as its sum says.
     for row in range(k + 1, slack):
-        if owner[row] < 0:
+        if whose[row] < 0:
             continue
         total = 0.0
         for j in range(k + 1):
@@ -203,22 +183,4 @@ def _round_one(r: np.ndarray, order: np.ndarray, uniforms: np.ndarray, tolerance
             if column >= 0:
                 up[row if parent[row] == column else column] = 0.0
                 if column < k:
-                    out[owner[row], column] = True
-
-
-@batch_kernel
-def round_batch(r: np.ndarray, order: np.ndarray, uniforms: np.ndarray, tolerance: float, experts: np.ndarray) -> None:
-    """All matrices of a batch: r (b, n, k), order (b, n), uniforms (b, (n + 1) k) in; experts (b, m, n) out.
-
-    The experts of a row ascend, −1 after them where there are fewer than m.
-    """
-    selected = np.empty(r.shape[1:], np.bool_)
-    experts[:] = -1
-    for b in range(r.shape[0]):
-        _round_one(r[b], order[b], uniforms[b], tolerance, selected)
-        for i in range(r.shape[1]):
-            place = 0
-            for j in range(r.shape[2]):
-                if selected[i, j] and place < experts.shape[1]:
-                    experts[b, place, i] = j
-                    place += 1
+                    out[whose[row], column] = True

@@ -6,7 +6,7 @@ from torch import Tensor
 from prob_moe._transforms import without_derivative
 from prob_moe.numerics._capacity import capacity_of_problems
 from prob_moe.numerics._compiled import leaves_torch
-from prob_moe.numerics.rounding._forest import round_batch
+from prob_moe.numerics.rounding._round import round_batch
 
 
 @leaves_torch
@@ -27,10 +27,11 @@ def dependent_rounding(
     size ⌊Σ_j r_ij⌋ or ⌈Σ_j r_ij⌉. Which experts go together is the algorithm's own affair and no function of r: the
     probabilities of pairs may change between versions, the marginals do not.
 
-    Rows stream in random order through a forest of at most k open rows; each step moves probability along a cycle,
-    by a random amount of mean zero (Gandhi, Khuller, Parthasarathy & Srinivasan 2006). No entry is snapped to 0 or 1,
-    so the marginals hold to the rounding of float64. Sums within the rounding of their dtype of an integer count as
-    that integer. O(nk) moves of O(k) at worst; compiled, parallel over the batch, on the CPU.
+    Rows stream in random order, and each step moves probability along a cycle, by a random amount of mean zero (Gandhi,
+    Khuller, Parthasarathy & Srinivasan 2006): cycles of four until no two open rows share two experts, then those of a
+    forest. No entry is snapped to 0 or 1, so the marginals hold to the rounding of float64. Sums within the rounding of
+    their dtype of an integer count as that integer. O(nk) short moves, and O(k²) moves of O(k) at worst; compiled,
+    parallel over the batch, on the CPU.
 
     All randomness is one call of ``torch.rand`` in float64 on the generator's device, by default torch's generator
     of the CPU: ``torch.manual_seed`` determines the draw, on whatever device ``marginals`` live.
@@ -61,7 +62,8 @@ def dependent_rounding(
     r = marginals.detach().to("cpu", torch.float64).contiguous()
     # Entries may carry the rounding of log and exp; the sums add their own.
     rounding = 64 * torch.finfo(marginals.dtype).eps + n * torch.finfo(torch.float64).eps
-    if not bool((r >= 0).all()):
+    least, largest = (bound.item() for bound in r.aminmax()) if r.numel() else (0.0, 0.0)
+    if not least >= 0:
         raise ValueError("marginals must be nonnegative numbers; some are negative or nan")
     most = 1 if num_selected is None else num_selected
     if isinstance(most, bool) or not isinstance(most, int) or not 1 <= most <= k:
@@ -71,11 +73,14 @@ def dependent_rounding(
         raise ValueError(
             f"marginals must have row sums of at most {most}, got {rows.max().item()}; divide such rows by them"
         )
-    if bool((r > 1 + rounding).any()):
-        raise ValueError(f"marginals must be at most 1, got {r.max().item()}")
-    r = r.clamp(max=1.0)
+    if largest > 1 + rounding:
+        raise ValueError(f"marginals must be at most 1, got {largest}")
+    if largest > 1:
+        r = r.clamp(max=1.0)
     whole = rows.round().clamp(min=1.0)  # sums above an integer by their rounding are that integer
-    r = torch.where((rows > whole) & (rows <= whole * (1 + rounding)), r * (whole / rows), r)
+    above = (rows > whole) & (rows <= whole * (1 + rounding))
+    if bool(above.any()):
+        r = torch.where(above, r * (whole / rows), r)
     if capacity is not None:
         slots = capacity_of_problems(capacity, tuple(batch)).double()[..., None, None]
         columns = r.sum(-2, keepdim=True)
@@ -86,7 +91,8 @@ def dependent_rounding(
                 f"marginals must have column sums of at most capacity {int(slots.flatten()[worst // k])}, got "
                 f"{columns.flatten()[worst].item()}; minimum_variance_marginals and router_marginals return such"
             )
-        r = r * excess.reciprocal().clamp(max=1.0)
+        if bool((excess > 1).any()):
+            r = r * excess.reciprocal().clamp(max=1.0)
     device = torch.device("cpu") if generator is None else generator.device
     draws = torch.rand((*batch, n + (n + 1) * k), dtype=torch.float64, device=device, generator=generator).cpu()
     draws = draws.view(-1, n + (n + 1) * k)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prob_moe.numerics import dependent_rounding, minimum_variance_marginals, router_marginals
-from prob_moe.numerics.rounding._forest import _round_one
+from prob_moe.numerics.rounding._round import round_one
 
 
 def example(n, k, c, scale=2.0, bias=1.0, seed=0, kind="minimum_variance"):
@@ -67,7 +67,7 @@ def enumerate_choices(r, order):
         tape = np.full((n + 1) * k, -1.0)
         tape[: len(prefix)] = prefix
         selected = np.empty((n, k), dtype=bool)
-        _round_one(r, order, tape, 1e-13, selected)
+        round_one(r, order, tape, 1e-13, selected)
         met = tape[tape >= 0]
         taken = tuple(prefix) + (-1.0,) * (met.size - len(prefix))
         for depth in range(len(prefix), met.size):  # the untaken branch at each new choice
@@ -137,7 +137,7 @@ def test_steps_of_either_sign_with_probability_one_half_fail_the_same_check():
     for out in z.numpy():
         order = generator.permutation(n)
         choices = np.where(generator.random((n + 1) * k) < 0.5, 0.0, 1.0)
-        _round_one(r.numpy(), order, choices, 1e-13, selected)
+        round_one(r.numpy(), order, choices, 1e-13, selected)
         out[:] = np.where(selected.any(-1), selected.argmax(-1), -1)
     assert_loads(z, r)
     assert worst_z_score(z, r) > 10

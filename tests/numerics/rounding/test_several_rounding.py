@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prob_moe.numerics import dependent_rounding, minimum_variance_marginals
-from prob_moe.numerics.rounding._forest import _round_one
+from prob_moe.numerics.rounding._round import round_one
 from tests.numerics.rounding.test_rounding import enumerate_choices
 
 
@@ -89,7 +89,7 @@ def test_steps_of_either_sign_with_probability_one_half_fail_the_same_check():
     h = np.empty((4_000, n, k), dtype=bool)
     for out in h:
         choices = np.where(generator.random((n + 1) * k) < 0.5, 0.0, 1.0)
-        _round_one(r.numpy(), generator.permutation(n), choices, 1e-13, out)
+        round_one(r.numpy(), generator.permutation(n), choices, 1e-13, out)
     assert_sums(torch.from_numpy(h).long(), r)
     assert worst_z_score(torch.from_numpy(h), r) > 10
 
