@@ -1,15 +1,15 @@
-"""Checks of a model before it trains."""
+"""Checks of a model under Pyro's validation."""
 
-from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
-from pyro import poutine
-from pyro.infer.tracegraph_elbo import TrackNonReparam
 from pyro.ops.provenance import get_provenance
 from pyro.poutine import Trace
-from pyro.poutine.util import prune_subsample_sites
+from pyro.poutine.messenger import unwrap
 
+from prob_moe.estimators.reruns import Rerun
 from prob_moe.estimators.sites import Program, assignment_sites, data_plate, ordinary_sites
+from prob_moe.estimators.swaps import check_swap, swap_two
 
 
 def check_baselines(guide_trace: Trace) -> None:
@@ -21,18 +21,11 @@ def check_baselines(guide_trace: Trace) -> None:
             raise ValueError(f"site {name!r} asks for a baseline, which is read at assignment sites only")
 
 
-def check_dependence(model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def check_dependence(trace: Trace) -> None:
     """
-    Run the model once, under provenance tracking, and see that assignments act through their data plate only.
-
-    The random state and the gradients are left as they were.
-
+    :param trace: of a model, made by :class:`~prob_moe.estimators.reruns.Rerun`.
     :raises ValueError: if the log-probability of a site outside the data plate depends on an assignment.
     """
-    with torch.no_grad(), torch.random.fork_rng(), poutine.block(), TrackNonReparam():
-        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
-    trace = prune_subsample_sites(model_trace)
     assignments = assignment_sites(trace)
     for name, site in assignments.items():
         frame = data_plate(trace, name, site)
@@ -48,3 +41,51 @@ def check_dependence(model: Program, guide: Program, args: tuple[Any, ...], kwar
                     f"plate {frame.name!r}, where the router objective does not reach: put it into the plate, or "
                     "detach it (pyro.ops.provenance.detach_provenance) if no gradient is meant to flow there"
                 )
+
+
+class CapacityOnly:
+    """
+    Whether datapoints meet through capacity only, as estimators that go datapoint by datapoint assume.
+
+    It is asked of every model once: under provenance tracking, whether assignments act through their data plate only;
+    and for each of its assignment sites, by a swap of two datapoints' experts (:mod:`prob_moe.estimators.swaps`). A
+    site at which nothing can be swapped, or where the swap changed nothing at all, is asked again in a later step. What
+    is the same for every order of the experts, such as their sum over datapoints, is not seen.
+    Models that share their code, such as functions made anew in every step, count as one.
+
+    :param estimator: its name, for errors.
+    """
+
+    def __init__(self, estimator: str) -> None:
+        self._estimator = estimator
+        self._settled: WeakKeyDictionary[object, set[str]] = WeakKeyDictionary()
+
+    def __call__(self, model: Program, rerun: Rerun, model_trace: Trace) -> None:
+        """
+        :param rerun: the step's programs.
+        :param model_trace: of the step.
+        :raises ValueError: if datapoints meet elsewhere; it names the site and what to use instead.
+        """
+        itself = _itself(model)
+        first = itself not in self._settled
+        settled = self._settled.setdefault(itself, set())
+        sites = assignment_sites(model_trace)
+        swaps = {name: swap_two(site["value"], site) for name, site in sites.items() if name not in settled}
+        name, swap = next(((name, swap) for name, swap in swaps.items() if swap is not None), (None, None))
+        if not (first or swap):
+            return
+        before = rerun()
+        if first:
+            check_dependence(before[0])
+        if name is not None and swap is not None:
+            frame = data_plate(model_trace, name, sites[name])
+            if check_swap(self._estimator, name, frame, swap, before, rerun({name: swap.value})):
+                settled.add(name)
+
+
+def _itself(program: Program) -> object:
+    """What a program is under the handlers that are wrapped around it in every step."""
+    inner: object = unwrap(program)
+    inner = inner if callable(inner) else program
+    inner = getattr(inner, "__func__", inner)
+    return getattr(inner, "__code__", inner)

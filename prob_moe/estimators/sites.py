@@ -52,10 +52,9 @@ def data_plate(trace: Trace, name: str, site: Site) -> CondIndepStackFrame:
     The plate that holds the datapoints of an assignment site: the one vectorised plate of size n in which the site
     itself does not stand. With several such plates, ``infer={"data_plate": name}`` at the site chooses.
 
-    :raises ValueError: if there is no such plate, or several; if the site selects several experts per datapoint.
+    :raises ValueError: if there is no such plate, or several.
     """
-    check_single(name, site)
-    n = site["fn"].event_shape[0]
+    n = site["fn"].event_shape[-1]
     wanted = site["infer"].get("data_plate")
     own = set(site["cond_indep_stack"])
     frames = {f for other in ordinary_sites(trace).values() for f in other["cond_indep_stack"] if f.vectorized} - own

@@ -14,6 +14,7 @@ from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_model_guide_match, check_site_shape, warn_if_nan
 from torch import Tensor
 
+from prob_moe.estimators.reruns import Rerun
 from prob_moe.estimators.site_baselines import SiteBaselines
 from prob_moe.estimators.sites import Program, Site, is_assignment, no_guide, ordinary_sites
 
@@ -41,6 +42,9 @@ class SurrogateELBO(Trace_ELBO):
     def _left_out(self, model_trace: Trace, guide_trace: Trace) -> list[str]:
         """:returns: the sites whose joint log-probability is not evaluated: all assignments that are drawn."""
         return [name for name, site in model_trace.nodes.items() if is_assignment(site)]
+
+    def _check(self, model: Program, rerun: Rerun, model_trace: Trace, guide_trace: Trace) -> None:
+        """What is checked under validation, in every trace."""
 
     # Entrances -------------------------------------------------------------------------------------------------------
 
@@ -95,9 +99,10 @@ class SurrogateELBO(Trace_ELBO):
     def _get_trace(
         self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Trace, Trace]:
-        guide_trace = prune_subsample_sites(poutine.trace(guide).get_trace(*args, **kwargs))
-        replayed = poutine.replay(model, trace=guide_trace)
-        model_trace = prune_subsample_sites(poutine.trace(replayed).get_trace(*args, **kwargs))
+        whole_guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        guide_trace = prune_subsample_sites(whole_guide_trace)
+        whole_model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+        model_trace = prune_subsample_sites(whole_model_trace)
         model_rest, guide_rest = model_trace.copy(), guide_trace.copy()
         left_out = self._left_out(model_trace, guide_trace)
         for trace in (model_rest, guide_rest):
@@ -112,6 +117,8 @@ class SurrogateELBO(Trace_ELBO):
             for trace in (model_rest, guide_rest):
                 for site in ordinary_sites(trace).values():
                     check_site_shape(site, self.max_plate_nesting)
+            rerun = Rerun(model, guide, args, kwargs, whole_model_trace, whole_guide_trace)
+            self._check(model, rerun, model_trace, guide_trace)
         return model_trace, guide_trace
 
 

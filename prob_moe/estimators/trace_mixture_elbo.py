@@ -7,7 +7,9 @@ from pyro.infer.util import MultiFrameTensor
 from pyro.poutine import Trace
 
 from prob_moe.distributions import SelectedMixture
-from prob_moe.estimators.sites import Site, assignment_sites, ordinary_sites
+from prob_moe.estimators.checks import CapacityOnly
+from prob_moe.estimators.reruns import Rerun
+from prob_moe.estimators.sites import Program, Site, assignment_sites, ordinary_sites
 from prob_moe.estimators.surrogate_elbo import SurrogateELBO, add_scores, add_sites
 
 
@@ -33,13 +35,22 @@ class TraceMixture_ELBO(SurrogateELBO):
     outside the logarithm of the sum; scales, masks, subsampling and batch plates act on the bound of a datapoint.
     The joint ``log_prob`` of the assignment is never evaluated, and the model runs once per particle.
 
-    **Assumption.** Datapoints meet through the capacity only.
+    **Assumption.** Datapoints meet through the capacity only, which is checked once under Pyro's validation, as in
+    :class:`~prob_moe.estimators.TraceRouting_ELBO`.
 
     At m = 1 < k the router's gradient would know nothing of y: :meth:`loss` gives the value, gradients are refused.
 
     :param kwargs: ``num_particles``, ``vectorize_particles``, ``max_plate_nesting``, ``retain_graph`` as in Pyro.
-    :raises ValueError: if the model has no such site, or several, or the guide draws it.
+    :raises ValueError: if the model has no such site, or several, or the guide draws it; if datapoints are found to
+        meet.
     """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._capacity_only = CapacityOnly(type(self).__name__)
+
+    def _check(self, model: Program, rerun: Rerun, model_trace: Trace, guide_trace: Trace) -> None:
+        self._capacity_only(model, rerun, model_trace)
 
     def _left_out(self, model_trace: Trace, guide_trace: Trace) -> list[str]:
         return [_set_valued_site(model_trace, guide_trace)[0]]

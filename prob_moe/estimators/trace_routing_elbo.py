@@ -6,17 +6,19 @@ from typing import Any
 
 import torch
 from pyro.distributions.util import scale_and_mask
-from pyro.infer.util import MultiFrameTensor, is_validation_enabled
+from pyro.infer.util import MultiFrameTensor
 from pyro.poutine import Trace
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
-from prob_moe.estimators.checks import check_baselines, check_dependence
+from prob_moe.estimators.checks import CapacityOnly, check_baselines
 from prob_moe.estimators.functional import router_surrogate
+from prob_moe.estimators.reruns import Rerun
 from prob_moe.estimators.sites import (
     Program,
     Site,
     assignment_sites,
+    check_single,
     data_plate,
     ordinary_sites,
     per_datapoint,
@@ -65,7 +67,9 @@ class TraceRouting_ELBO(SurrogateELBO):
 
     **Assumption.** Datapoints interact through the capacity only. Where they interact otherwise (attention, batch
     normalisation), or a site outside the data plate depends on an assignment, the estimate is biased: use the balanced
-    objective there (:class:`~prob_moe.estimators.TraceBalanced_ELBO`).
+    objective there (:class:`~prob_moe.estimators.TraceBalanced_ELBO`). Under Pyro's validation every model is checked
+    once, by running it again, twice: for dependence outside the plate, and with two datapoints' experts swapped, which
+    nobody else may notice.
 
     **Baselines** are read from ``infer={"baseline": ...}`` of an assignment site: a
     :class:`~prob_moe.estimators.Baseline`, or Pyro's dict of options with ``use_leave_one_out_baseline``, see
@@ -76,24 +80,18 @@ class TraceRouting_ELBO(SurrogateELBO):
 
     :param weighted: whether to weight. Without, every processed datapoint counts 1: the biased twin, for comparison.
     :param kwargs: ``num_particles``, ``vectorize_particles``, ``max_plate_nesting``, ``retain_graph`` as in Pyro.
-    :raises ValueError: if an assignment site has no data plate, or a baseline option is unknown.
+    :raises ValueError: if an assignment site has no data plate, a baseline option is unknown, or datapoints are found
+        to meet.
     """
 
     def __init__(self, *, weighted: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.weighted = weighted
-        self._checked_dependence = False
+        self._capacity_only = CapacityOnly(type(self).__name__)
 
-    def _get_trace(
-        self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Trace, Trace]:
-        if is_validation_enabled() and not self._checked_dependence:
-            check_dependence(model, guide, args, kwargs)
-            self._checked_dependence = True
-        model_trace, guide_trace = super()._get_trace(model, guide, args, kwargs)
-        if is_validation_enabled():
-            check_baselines(guide_trace)
-        return model_trace, guide_trace
+    def _check(self, model: Program, rerun: Rerun, model_trace: Trace, guide_trace: Trace) -> None:
+        check_baselines(guide_trace)
+        self._capacity_only(model, rerun, model_trace)
 
     def _elbo(self, model_trace: Trace, guide_trace: Trace) -> Any:
         return self._particle(model_trace, guide_trace)[0]
@@ -132,6 +130,8 @@ class TraceRouting_ELBO(SurrogateELBO):
         sites = assignment_sites(model_trace)
         if not sites:
             return None, ()
+        for name, site in sites.items():
+            check_single(name, site)
         frames = {name: data_plate(model_trace, name, site) for name, site in sites.items()}
         frame = next(iter(frames.values()))
         if len(set(frames.values())) > 1:

@@ -10,7 +10,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from prob_moe.distributions import AssignmentDistribution
-from prob_moe.estimators.sites import Program, assignment_sites, data_plate, ordinary_sites, per_datapoint
+from prob_moe.estimators.sites import Program, assignment_sites, check_single, data_plate, ordinary_sites, per_datapoint
 from prob_moe.mixture import MixtureOfExperts
 
 
@@ -97,6 +97,7 @@ def _constant_assignments(
         yield trace, values
         return
     name, site = following
+    check_single(name, site)
     for expert in range(site["fn"].num_experts):
         value = torch.full_like(site["value"], expert)
         yield from _constant_assignments(model, args, kwargs, values | {name: value})
