@@ -1,17 +1,19 @@
 """What can be fitted: data, model, and how a fitted model is judged."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from inference.registry import BaselineEntry
+from inference.registry.builtin import REGISTRY
 from inference.training.batches import BatchStream, Minibatches
 from inference.training.crops import Crops
-from inference.training.objective import Assignment, Baseline
 from inference.training.schedule import constant, warm_up_and_cosine
-from models.digits import CostBaseline, digits_data, digits_mixture
+from models.digits import NUM_PIXELS, digits_data, digits_mixture
 from models.language import LanguageModel
 from models.metrics import classification_metrics
 from models.piecewise import piecewise_data, piecewise_mixture
@@ -25,22 +27,45 @@ from models.text import (
     unigram_entropy,
     windows,
 )
+from prob_moe.distributions import AssignmentDistribution
 from prob_moe.mixture import MixtureOfExperts
 
 Model = MixtureOfExperts | StackedMixture | LanguageModel
+AnyModel = TypeVar("AnyModel", bound=nn.Module)
 
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """What a model is built from; None takes the task's own."""
+    """What a model is built from, by the names of the registry; None takes the task's own."""
 
-    assignment: Assignment = Assignment.GUMBEL_MATCHING
-    baseline: Baseline = Baseline.DECAYING
+    assignment: str = "dependent-rounding"
+    baseline: str = "decaying"
     capacity_factor: float = 1.25
     load_balancing: float = 0.0
     num_experts: int | None = None
     hidden_features: int | None = None
     num_layers: int = 1
+
+    @property
+    def procedure(self) -> Callable[..., AssignmentDistribution]:
+        return REGISTRY.procedures[self.assignment].make
+
+    @property
+    def baseline_entry(self) -> BaselineEntry:
+        return REGISTRY.baselines[self.baseline]
+
+
+def with_baselines(model: AnyModel, baseline: BaselineEntry, in_features: int) -> AnyModel:
+    """
+    Give every assignment site of a model a baseline of its own, which may remember that site's costs.
+
+    :param in_features: the width of the inputs of its layers.
+    :returns: the model.
+    """
+    layers: list[Any] = [module for module in model.modules() if hasattr(module, "baseline")]
+    for layer in layers:
+        layer.baseline = baseline.build(in_features)
+    return model
 
 
 def _to_text(part: tuple[Tensor, Tensor]) -> Tensor:
@@ -101,16 +126,15 @@ class Digits(Task):
         self.train, self.validation, self.test = digits_data()
 
     def build(self, options: ModelOptions) -> Model:
-        return digits_mixture(
-            options.assignment.distribution,
+        model = digits_mixture(
+            options.procedure,
             num_experts=4 if options.num_experts is None else options.num_experts,
             hidden_features=64 if options.hidden_features is None else options.hidden_features,
             num_layers=options.num_layers,
             capacity_factor=options.capacity_factor,
             load_balancing=options.load_balancing,
-            baseline=options.baseline.options,
-            neural_baseline=options.baseline is Baseline.NEURAL,
         )
+        return with_baselines(model, options.baseline_entry, NUM_PIXELS)
 
     def groups(self, x: Tensor, y: Tensor) -> Tensor:
         return y
@@ -151,12 +175,11 @@ class Piecewise(Task):
                 "the piecewise task has one layer of two linear experts: no layers, experts or hidden size"
             )
         mixture = piecewise_mixture(
-            options.assignment.distribution,
+            options.procedure,
             capacity_factor=options.capacity_factor,
             load_balancing=options.load_balancing,
         )
-        mixture.baseline = CostBaseline(1) if options.baseline is Baseline.NEURAL else options.baseline.options
-        return mixture
+        return with_baselines(mixture, options.baseline_entry, 1)
 
     def groups(self, x: Tensor, y: Tensor) -> Tensor:
         return (x.squeeze(-1) >= 0.5).long()
@@ -192,20 +215,20 @@ class Language(Task):
         self._train_text = _to_text(self.train)
 
     def build(self, options: ModelOptions) -> Model:
-        if options.baseline is Baseline.NEURAL or options.load_balancing:
+        if options.baseline_entry.network or options.load_balancing:
             raise ValueError(
-                f"the language task has no neural baseline and no load-balancing loss (got baseline {options.baseline} "
-                f"and load_balancing={options.load_balancing})"
+                f"the language task has no baseline that is a network and no load-balancing loss (got baseline "
+                f"{options.baseline} and load_balancing={options.load_balancing})"
             )
-        return LanguageModel(
-            options.assignment.distribution,
+        model = LanguageModel(
+            options.procedure,
             num_experts=4 if options.num_experts is None else options.num_experts,
             hidden_features=256 if options.hidden_features is None else options.hidden_features,
             num_expert_blocks=options.num_layers,
             context=self.context,
             capacity_factor=options.capacity_factor,
-            baseline=options.baseline.options,
         )
+        return with_baselines(model, options.baseline_entry, 0)
 
     def batches(self, batch_size: int) -> BatchStream:
         return Crops(_to_text(self.train), length=self.context, batch_size=batch_size)
@@ -223,6 +246,3 @@ class Language(Task):
             "reference: bigram entropy of this part (bits)": bigram_entropy(text),
             "reference: bigram fitted to the training part (bits)": bigram_cross_entropy(self._train_text, text),
         }
-
-
-TASKS: dict[str, Any] = {task.name: task for task in (Digits, Piecewise, Language)}

@@ -10,6 +10,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from prob_moe.distributions import AssignmentDistribution, GumbelMatching, SelectedMixture
+from prob_moe.estimators.baselines import Baseline
 from prob_moe.experts import BatchedExperts
 from prob_moe.layer.parts import (
     baseline_infer,
@@ -89,7 +90,7 @@ class MixtureOfExperts(PyroModule):
         capacity: int | None = None,
         capacity_factor: float | None = None,
         num_selected: int | None = None,
-        baseline: nn.Module | dict[str, Any] | None = None,
+        baseline: Baseline | nn.Module | dict[str, Any] | None = None,
         load_balancing: float = 0.0,
     ) -> None:
         super().__init__()

@@ -15,18 +15,19 @@ from rich.progress import Progress, TaskID
 import prob_moe
 from inference.fit.report import as_json, print_table, write_results
 from inference.fit.sampled_text import write_sampled_text
+from inference.registry.builtin import REGISTRY
+from inference.registry.options import listed, name_of
 from inference.runs.checkpoint import CheckpointError
-from inference.runs.config import FitConfig, Serve, TaskName
+from inference.runs.config import FitConfig, Serve
 from inference.runs.exits import end
 from inference.runs.lock import FolderLock
 from inference.runs.outputs import check_not_of_another_command
 from inference.runs.progress import console, progress_bar
 from inference.runs.run_folder import RunFolder
-from inference.tasks import TASKS, Task
+from inference.tasks import Task
 from inference.training.device import Dtype, check_device, default_dtype, move
 from inference.training.interrupts import InterruptedFit, StopSignals
 from inference.training.keeper import FitKeeper
-from inference.training.objective import Assignment, Baseline, Estimator
 from inference.training.run import FitResult, Status, run_fit, steps_per_epoch
 from inference.training.trainer import NonFiniteLossError
 
@@ -38,13 +39,34 @@ DETAILS = (
 
 def fit(
     context: typer.Context,
-    task: Annotated[TaskName, typer.Argument(help="What to fit.")],
-    assignment: Annotated[Assignment, typer.Option(help="Procedure that assigns.")] = Assignment.GUMBEL_MATCHING,
+    task: Annotated[
+        str,
+        typer.Argument(
+            callback=name_of("task", lambda: REGISTRY.tasks), help=f"What to fit: {listed(REGISTRY.tasks)}."
+        ),
+    ],
+    assignment: Annotated[
+        str,
+        typer.Option(
+            callback=name_of("procedure", lambda: REGISTRY.procedures),
+            help=f"Procedure that assigns: {listed(REGISTRY.procedures)}.",
+        ),
+    ] = "dependent-rounding",
     capacity_factor: Annotated[float, typer.Option(help="Capacity is ceil(factor * n / k).")] = 1.25,
     estimator: Annotated[
-        Estimator, typer.Option(help="Router objective, its biased unweighted twin, or balanced objective.")
-    ] = Estimator.WEIGHTED,
-    baseline: Annotated[Baseline, typer.Option(help="Subtracted from the cost.")] = Baseline.DECAYING,
+        str,
+        typer.Option(
+            callback=name_of("estimator", lambda: REGISTRY.estimators),
+            help=f"How the gradient is estimated: {listed(REGISTRY.estimators)}.",
+        ),
+    ] = "weighted",
+    baseline: Annotated[
+        str,
+        typer.Option(
+            callback=name_of("baseline", lambda: REGISTRY.baselines),
+            help=f"Subtracted from the cost: {listed(REGISTRY.baselines)}.",
+        ),
+    ] = "decaying",
     num_particles: Annotated[int | None, typer.Option(help="Draws a step; 2 with leave-one-out, else 1.")] = None,
     num_experts: Annotated[int | None, typer.Option(help="Experts of a layer.")] = None,
     hidden_features: Annotated[int | None, typer.Option(help="Width of an expert.")] = None,
@@ -86,7 +108,7 @@ def fit(
     try:
         if checkpoint_every < 1:
             raise ValueError(f"checkpoint_every must be a positive int, got {checkpoint_every!r}")
-        if sample_text < 0 or (sample_text and task is not TaskName.LANGUAGE):
+        if sample_text < 0 or (sample_text and task != "language"):
             raise ValueError(f"--sample-text is a number of bytes, for the language task; got {sample_text} for {task}")
         if resume and overwrite:
             raise ValueError("give --resume or --overwrite, not both")
@@ -155,7 +177,7 @@ def _fit_all(
 ) -> tuple[dict[int, FitResult], Task, FitConfig]:
     """Fit every seed; the options come back with the task's own in the place of None."""
     device = check_device(config.device)
-    task = TASKS[config.task]()
+    task: Task = REGISTRY.tasks[config.task].make()
     move(task, device)
     config = config.resolved(task)
     options = config.options(task)

@@ -1,19 +1,20 @@
 """The alternatives of ``prob_moe.rules`` among the estimators, each against the objective that it can be held to."""
 
-import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from inference.gradients.estimators import Baseline, GradientEstimator, Loss, Objective, exact_router_gradient
+from inference.gradients.estimators import NO_SCORE, GradientEstimator, Loss, exact_router_gradient
 from inference.gradients.problem import Problem, exact_gradient, gated_objective, likelihood, parameters
-from prob_moe import rules
+from inference.registry import Objective, RuleEntry, RuleSetting
+from inference.registry.builtin import REGISTRY
+from inference.registry.entries import asks_for_identity
 from prob_moe.mixture import MixtureOfExperts
+from prob_moe.rules import RoutingRule
 
-Make = Callable[[Problem], rules.RoutingRule]
+Make = Callable[[Problem], RoutingRule]
 
 #: of central differences, in units of a parameter; a jump shows when two steps disagree
 STEPS = (1e-5, 1e-6)
@@ -26,44 +27,14 @@ def alternatives() -> list[GradientEstimator]:
     datapoint has output 0, in the deterministic models as in what is compared with the gated objective, which has no
     capacity.
     """
-    switch = _limited(rules.Switch)
-    return [
-        _alternative("Switch", switch, Objective.GATED, deterministic=True),
-        _alternative("sampled gate", _limited(rules.SampledGate), Objective.GATED),
-        # Inside the authors' window of 0.1 there is mostly one expert, hence no gradient.
-        _alternative("SparseMixer v1, no window", _limited(rules.SparseMixer, epsilon=math.inf), Objective.GATED),
-        _alternative("SparseMixer v2, no window", _limited(rules.SparseMixerV2, epsilon=math.inf), Objective.GATED),
-        _alternative("Gumbel-softmax", _limited(rules.GumbelSoftmax), Objective.ROUTER),
-        _alternative("DenseMixer", _limited(rules.DenseMixer), Objective.OWN, deterministic=True, biased=True),
-        *(
-            _alternative(label, make, Objective.OWN, deterministic=True, biased=False)
-            for label, make in {
-                "Switch": switch,
-                "BASE": _limited(rules.BASELayer),
-                "S-BASE": _limited(rules.SinkhornBASE),
-                "expert choice": _limited(rules.ExpertChoice),
-                "σ-MoE, top 2": _limited(rules.SigmaMoE),
-                "sparse transport, top 2": _limited(rules.SparsityConstrainedTransport),
-                # A bias that moves would change the model between draws.
-                "loss-free bias": lambda p: rules.LossFreeBias(
-                    p.setting.k, rate=0.0, capacity_factor=p.setting.capacity_factor
-                ),
-                "hash": _limited(rules.HashRouting),
-                "SMEAR": lambda problem: rules.SMEAR(),
-                "Soft MoE": lambda problem: rules.SoftMoE(),
-                "dense mixture": lambda problem: rules.DenseMixture(),
-            }.items()
-        ),
-    ]
+    rules = [entry for entry in REGISTRY.rules.values() if "gradients" in entry.commands]
+    return [_alternative(entry, objective) for entry in rules for objective in entry.objectives]
 
 
-def _limited(kind: Callable[..., rules.RoutingRule], **options: Any) -> Make:
-    return lambda problem: kind(capacity_factor=problem.setting.capacity_factor, **options)
+def _alternative(entry: RuleEntry, objective: Objective) -> GradientEstimator:
+    def make(problem: Problem) -> RoutingRule:
+        return entry.build(RuleSetting(problem.setting.k, problem.setting.capacity_factor, learns=False))
 
-
-def _alternative(
-    label: str, make: Make, objective: Objective, *, deterministic: bool = False, biased: bool = True
-) -> GradientEstimator:
     def loss(problem: Problem, mixture: MixtureOfExperts, copies: int) -> Loss:
         x, y = problem.data(copies)
         return partial(rule_loss, make(problem), mixture, x, y)
@@ -73,10 +44,18 @@ def _alternative(
             return exact_gradient(problem, gated_objective)
         return exact_router_gradient(problem) if objective is Objective.ROUTER else own_gradient(problem, make)
 
-    return GradientEstimator(label, Baseline.ABSENT, objective, loss, exact, deterministic=deterministic, biased=biased)
+    return GradientEstimator(
+        entry.label,
+        NO_SCORE,
+        objective,
+        loss,
+        exact,
+        deterministic=Objective.OWN in entry.objectives,
+        biased=objective is not Objective.OWN or not entry.exact,
+    )
 
 
-def rule_loss(rule: rules.RoutingRule, mixture: MixtureOfExperts, x: Tensor, y: Tensor) -> Tensor:
+def rule_loss(rule: RoutingRule, mixture: MixtureOfExperts, x: Tensor, y: Tensor) -> Tensor:
     """:returns: minus the log-likelihood of what the rule makes of x, summed over all copies, nats."""
     return -_log_likelihood(rule, mixture, x, y).sum()
 
@@ -107,10 +86,9 @@ def _central_differences(problem: Problem, make: Make, step: float) -> list[Tens
     return [slope.view(shape) for slope, shape in zip(slopes, shapes, strict=True)]
 
 
-def _log_likelihood(rule: rules.RoutingRule, mixture: MixtureOfExperts, x: Tensor, y: Tensor) -> Tensor:
+def _log_likelihood(rule: RoutingRule, mixture: MixtureOfExperts, x: Tensor, y: Tensor) -> Tensor:
     """Summed over the datapoints of every copy, (copies,)."""
     logits = mixture.router(x)
-    # The hash needs to know who a datapoint is.
-    known = {"identity": torch.arange(x.shape[-2])} if isinstance(rule, rules.HashRouting) else {}
+    known = {"identity": torch.arange(x.shape[-2])} if asks_for_identity(rule) else {}
     out = rule(logits, **known).output(mixture.experts, x)
     return likelihood(out).log_prob(y).sum(-1)

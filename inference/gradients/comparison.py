@@ -8,8 +8,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from inference.gradients.estimators import GradientEstimator, Objective, exact_router_gradient
+from inference.gradients.estimators import GradientEstimator, exact_router_gradient
 from inference.gradients.problem import MAX_CHOICES, Problem, Setting, parameters
+from inference.registry import Objective
 from prob_moe.testing import GradientRow
 from prob_moe.testing.report import why_withheld
 

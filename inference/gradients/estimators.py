@@ -3,9 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import partial
-from typing import Any
 
 import pyro
 import torch
@@ -18,42 +16,21 @@ from inference.gradients.problem import (
     exact_gradient,
     router_objective,
 )
-from inference.names import spelling
-from inference.procedures import PROCEDURES, label
-from prob_moe.distributions import DependentRounding, IndependentRouting
-from prob_moe.estimators import TraceBalanced_ELBO, TraceRouting_ELBO
+from inference.registry import Objective
+from inference.registry.builtin import REGISTRY, label
+from inference.registry.names import spelling
+from prob_moe.distributions import DependentRounding
+from prob_moe.estimators import Baseline, Predicted, TraceBalanced_ELBO, TraceRouting_ELBO
 from prob_moe.mixture import MixtureOfExperts
 
 #: minus the objective, summed over copies and datapoints; every call draws anew
 Loss = Callable[[], Tensor]
 
 
-class Objective(StrEnum):
-    """
-    What an estimator's expected gradient is compared with; all are log-likelihoods, in nats.
-
-    * router: sum_i E_{z_i ~ p_i}[f_i(z_i)].
-    * balanced: E_{Z ~ procedure}[sum_i f_i(z_i)].
-    * gated: sum_i E_{z_i ~ p_i}[L_i(p_{i z_i} f_{z_i}(x_i))], of outputs scaled by the gate, without capacity.
-    * own: sum_i L_i(y_i), of the output y of the deterministic model that runs.
-    """
-
-    ROUTER = "router"
-    BALANCED = "balanced"
-    GATED = "gated"
-    OWN = "own"
-
-
-class Baseline(StrEnum):
-    """What is subtracted from the cost."""
-
-    NONE = "none"
-    DECAYING = "decaying"
-    LEAVE_ONE_OUT = "leave-one-out"
-    #: E[f_i], which a learned baseline tends to
-    VALUE = "expected-cost"
-    #: there is no score function that could have one
-    ABSENT = ""
+#: E[f_i], which a learned baseline tends to; known to this report alone
+EXPECTED_COST = "expected-cost"
+#: there is no score function that could have a baseline
+NO_SCORE = ""
 
 
 def no_weights(problem: Problem) -> float:
@@ -87,7 +64,7 @@ class GradientEstimator:
     """
 
     label: str
-    baseline: Baseline
+    baseline: str
     objective: Objective
     loss: Callable[[Problem, MixtureOfExperts, int], Loss]
     exact: Callable[[Problem], list[Tensor] | None]
@@ -106,7 +83,7 @@ class GradientEstimator:
 
 
 def routing_estimator(
-    name: str, procedure: Procedure, baseline: Baseline, *, weighted: bool = True, biased: bool | None = None
+    name: str, procedure: Procedure, baseline: str, *, weighted: bool = True, biased: bool | None = None
 ) -> GradientEstimator:
     """An estimator of the router objective through :class:`~prob_moe.estimators.TraceRouting_ELBO`."""
     return GradientEstimator(
@@ -116,7 +93,7 @@ def routing_estimator(
         loss=partial(_loss, partial(TraceRouting_ELBO, weighted=weighted), procedure, baseline),
         exact=exact_router_gradient,
         particles=_particles(baseline),
-        warm_up=WARM_UP if baseline is Baseline.DECAYING else 0,
+        warm_up=_warm_up(baseline),
         biased=not weighted if biased is None else biased,
         weight_pareto_k=pareto_shape(procedure) if weighted else no_weights,
     )
@@ -130,52 +107,56 @@ def exact_router_gradient(problem: Problem) -> list[Tensor]:
     return exact_gradient(problem, router_objective)
 
 
-def _baseline_options(baseline: Baseline, problem: Problem) -> dict[str, Any] | None:
-    match baseline:
-        case Baseline.DECAYING:
-            return {"use_decaying_avg_baseline": True}
-        case Baseline.LEAVE_ONE_OUT:
-            return {"use_leave_one_out_baseline": True}
-        case Baseline.VALUE:
-            with torch.no_grad():
-                mixture = problem.mixture()
-                p, f = mixture.router(problem.x).softmax(-1), mixture.log_likelihoods(problem.x, problem.y)
-            return {"baseline_value": (p * f).sum(-1)}
-        case _:
-            return None
+def _baseline(name: str) -> Baseline:
+    baseline = REGISTRY.baselines[name].make()
+    assert isinstance(baseline, Baseline)
+    return baseline
+
+
+def _expected_cost(problem: Problem) -> Baseline:
+    with torch.no_grad():
+        mixture = problem.mixture()
+        p, f = mixture.router(problem.x).softmax(-1), mixture.log_likelihoods(problem.x, problem.y)
+    return Predicted((p * f).sum(-1))
 
 
 # The balanced objective ----------------------------------------------------------------------------------------------
 
 
-def balanced_estimator(name: str, procedure: Procedure, baseline: Baseline) -> GradientEstimator:
+def balanced_estimator(name: str, procedure: Procedure, baseline: str) -> GradientEstimator:
     """An estimator of the balanced objective through :class:`~prob_moe.estimators.TraceBalanced_ELBO`."""
     return GradientEstimator(
-        label=label(name),
+        label=f"{label(name)}, balanced",
         baseline=baseline,
         objective=Objective.BALANCED,
         loss=partial(_loss, TraceBalanced_ELBO, procedure, baseline),
         exact=lambda problem: exact_balanced_gradient(problem, procedure),
         particles=_particles(baseline),
-        warm_up=WARM_UP if baseline is Baseline.DECAYING else 0,
+        warm_up=_warm_up(baseline),
     )
 
 
-def _particles(baseline: Baseline) -> int:
-    """Leave-one-out compares particles. Two of them cost two draws; variances are compared at equal cost."""
-    return 2 if baseline is Baseline.LEAVE_ONE_OUT else 1
+def _particles(baseline: str) -> int:
+    """Where a baseline compares particles, two of them cost two draws; variances are compared at equal cost."""
+    return 2 if baseline != EXPECTED_COST and REGISTRY.baselines[baseline].needs_particles else 1
+
+
+def _warm_up(baseline: str) -> int:
+    """A baseline that remembers has to see some steps first."""
+    remembers = baseline != EXPECTED_COST and type(_baseline(baseline)).update is not Baseline.update
+    return WARM_UP if remembers else 0
 
 
 def _loss(
     kind: Callable[..., TraceRouting_ELBO | TraceBalanced_ELBO],
     procedure: Procedure,
-    baseline: Baseline,
+    baseline: str,
     problem: Problem,
     mixture: MixtureOfExperts,
     copies: int,
 ) -> Loss:
     mixture.assignment = procedure
-    mixture.baseline = _baseline_options(baseline, problem)
+    mixture.baseline = _expected_cost(problem) if baseline == EXPECTED_COST else _baseline(baseline)
     x, y = problem.data(copies)
 
     def model() -> None:
@@ -189,25 +170,36 @@ def _loss(
 
 # All of them ---------------------------------------------------------------------------------------------------------
 
+_OVERFLOWING = "dependent rounding, router marginals"
 #: dependent rounding of the router's own marginals, their overflow skipped
 ROUTER_MARGINALS = partial(DependentRounding, marginals="router")
 
 
 def estimators() -> list[GradientEstimator]:
     """
-    Every distribution with every baseline, weighted and not; the balanced objective. Independent routing with the
+    Every procedure with every baseline, weighted and not; the balanced objective. Independent routing with the
     expected cost is REINFORCE with a learned baseline (RL-R of Clark et al., 2022) once that has converged.
     """
-    simple = (Baseline.NONE, Baseline.DECAYING, Baseline.LEAVE_ONE_OUT)
+    # A network would have to be trained first; the expected cost is what it would learn.
+    baselines = [name for name, entry in REGISTRY.baselines.items() if not entry.network]
+    of_one_particle = [name for name in baselines if not REGISTRY.baselines[name].needs_particles]
+    procedures = REGISTRY.procedures
     rows = [
-        routing_estimator(name, procedure, baseline)
-        for name, procedure in PROCEDURES.items()
-        for baseline in (*simple, Baseline.VALUE)
+        routing_estimator(name, entry.make, baseline)
+        for name, entry in procedures.items()
+        for baseline in (*baselines, EXPECTED_COST)
     ]
-    rows += [routing_estimator("dependent-rounding-router-marginals", ROUTER_MARGINALS, b) for b in simple[:2]]
-    for name, procedure in PROCEDURES.items():
-        if procedure is not IndependentRouting:  # its weights are 1
-            rows += [routing_estimator(name, procedure, b, weighted=False) for b in simple]
-    for name in ("skip", "gumbel-matching"):
-        rows += [balanced_estimator(f"{name}-balanced", PROCEDURES[name], b) for b in simple[:2]]
+    rows += [routing_estimator(spelling(_OVERFLOWING), ROUTER_MARGINALS, baseline) for baseline in of_one_particle]
+    weighted = {name: entry for name, entry in procedures.items() if entry.weighted}
+    rows += [
+        routing_estimator(name, entry.make, baseline, weighted=False)
+        for name, entry in weighted.items()
+        for baseline in baselines
+    ]
+    rows += [
+        balanced_estimator(name, entry.make, baseline)
+        for name, entry in weighted.items()
+        if entry.has_law
+        for baseline in of_one_particle
+    ]
     return rows

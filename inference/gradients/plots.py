@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from inference.procedures import label
+from inference.registry.builtin import label
 
 #: within so many standard errors an estimator passes as unbiased
 BAND = 5

@@ -8,7 +8,7 @@ import pandas as pd
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from inference.procedures import label
+from inference.registry.builtin import label
 
 #: in the table of all settings and in the pictures, where one baseline has to do
 SHOWN_BASELINE = "decaying"

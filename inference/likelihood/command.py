@@ -12,7 +12,7 @@ from rich.table import Table
 
 from inference.likelihood.laws import Likelihood, likelihoods
 from inference.likelihood.matrix_file import read_assignment, read_logits
-from inference.procedures import label
+from inference.registry.builtin import label
 from inference.runs.exits import end
 from inference.runs.outputs import OUTPUTS, output_folder
 from inference.runs.progress import console

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from inference.intervals import wilson_interval
-from inference.procedures import PROCEDURES
+from inference.registry.builtin import REGISTRY
 from prob_moe.diagnostics import LEAST_WEIGHTS, effective_sample_size, pareto_k
 from prob_moe.distributions import AssignmentDistribution, GumbelMatching
 
@@ -85,7 +85,7 @@ def likelihoods(
     logits = logits.double()
     if logits.dim() != 2:
         raise ValueError(f"logits must be a matrix (n, k), got shape {tuple(logits.shape)}")
-    routings = {name: procedure(logits, capacity=capacity) for name, procedure in PROCEDURES.items()}
+    routings = {name: entry.make(logits, capacity=capacity) for name, entry in REGISTRY.procedures.items()}
     n, k = logits.shape
     if assignment is None:
         assignment = routings["gumbel-matching"].mode

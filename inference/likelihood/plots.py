@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from inference.likelihood.laws import Likelihood
-from inference.procedures import label
+from inference.registry.builtin import label
 
 
 def laws(results: dict[str, Likelihood], num_bars: int = 12) -> Figure:

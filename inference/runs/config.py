@@ -4,19 +4,12 @@ from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from typing import Any, Self, get_args, get_type_hints
 
+from inference.registry.builtin import REGISTRY
+from inference.registry.shelves import Shelf
 from inference.runs.checkpoint import differences
 from inference.tasks import ModelOptions, Task
 from inference.training.device import Dtype
-from inference.training.objective import Assignment, Baseline, Estimator
 from inference.training.run import FitOptions
-
-
-class TaskName(StrEnum):
-    """What can be fitted."""
-
-    DIGITS = "digits"
-    PIECEWISE = "piecewise"
-    LANGUAGE = "language"
 
 
 class Serve(StrEnum):
@@ -29,16 +22,17 @@ class Serve(StrEnum):
 @dataclass(frozen=True)
 class FitConfig:
     """
-    The options of the command ``fit`` that change what comes out. None takes the task's own.
+    The options of the command ``fit`` that change what comes out, names as in the registry. None takes the task's own.
 
+    :raises UnknownNameError: on a name that the registry does not have.
     :raises ValueError: on seeds that the generators do not take.
     """
 
-    task: TaskName
-    assignment: Assignment
+    task: str
+    assignment: str
     capacity_factor: float
-    estimator: Estimator
-    baseline: Baseline
+    estimator: str
+    baseline: str
     num_particles: int | None
     num_experts: int | None
     hidden_features: int | None
@@ -54,10 +48,27 @@ class FitConfig:
     dtype: Dtype
 
     def __post_init__(self) -> None:
+        for name, shelf in self._shelves().items():
+            object.__setattr__(self, name, shelf[getattr(self, name)].name)
         if self.num_seeds < 1:
             raise ValueError(f"num_seeds must be a positive int, got {self.num_seeds!r}")
         if not 0 <= self.seed <= 2**32 - self.num_seeds:
             raise ValueError(f"seed must be an int from 0 to {2**32 - self.num_seeds}, got {self.seed!r}")
+
+    @staticmethod
+    def _shelves() -> dict[str, Shelf[Any]]:
+        """By option, what it is a name of."""
+        return {
+            "task": REGISTRY.tasks,
+            "assignment": REGISTRY.procedures,
+            "estimator": REGISTRY.estimators,
+            "baseline": REGISTRY.baselines,
+        }
+
+    def plugins(self) -> list[str]:
+        """:returns: the plugins that the names are of, each once."""
+        origins = (shelf[getattr(self, name)].origin for name, shelf in self._shelves().items())
+        return list(dict.fromkeys(origin for origin in origins if origin))
 
     @property
     def seeds(self) -> range:
@@ -65,7 +76,7 @@ class FitConfig:
 
     def resolved(self, task: Task) -> Self:
         """With the task's own values in the place of None, so that the record does not depend on them."""
-        default_particles = 2 if self.baseline is Baseline.LEAVE_ONE_OUT else 1
+        default_particles = 2 if REGISTRY.baselines[self.baseline].needs_particles else 1
         return replace(
             self,
             num_epochs=task.num_epochs if self.num_epochs is None else self.num_epochs,

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from inference.names import nearest
+from inference.registry.names import nearest
 
 errors = Console(stderr=True)
 

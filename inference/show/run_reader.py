@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from inference.registry.builtin import REGISTRY
 from inference.runs.checkpoint import CheckpointError, differences, load_checkpoint
 from inference.runs.config import FitConfig
 from inference.runs.run_folder import RunFolder
-from inference.tasks import TASKS
+from inference.tasks import Task
 from inference.training.run import Fit
 
 
@@ -89,7 +90,7 @@ def load_fit(run: Run, seed: int) -> Fit:
     changed = differences(config, run.config.of_seed(seed))
     if changed:
         raise ValueError(f"{path} belongs to another configuration: {changed}")
-    task = TASKS[run.config.task]()
+    task: Task = REGISTRY.tasks[run.config.task].make()
     fit = Fit(task, run.config.options(task), seed)
     fit.load_state_dict(state)
     return fit

@@ -5,27 +5,12 @@ from typing import Any
 
 import numpy as np
 
+from inference.registry.builtin import REGISTRY
 from inference.show.routing_view import RoutingView
 from inference.show.run_figures import load_columns, sites_of
 from inference.show.run_reader import Run
 from inference.training.collapse import unused
-from inference.training.objective import Assignment, Estimator
 from prob_moe.diagnostics import RoutingDiagnostics
-
-PROCEDURES = {
-    Assignment.INDEPENDENT: "every datapoint draws its expert from its router; no capacity",
-    Assignment.SKIP: "every datapoint draws its expert; a random part of what exceeds the capacity is dropped",
-    Assignment.GUMBEL_MATCHING: "the best assignment within capacity under Gumbel-perturbed logits; nobody is dropped",
-    Assignment.DEPENDENT_ROUNDING: "rounding of the minimum-variance marginals within capacity",
-}
-OBJECTIVES = {
-    Estimator.WEIGHTED: "the router objective R = Σ_i E[log p(y_i | x_i, z_i)] with z_i ~ p_i independently; the "
-    "procedure is a proposal, corrected by importance weights: unbiased where datapoints meet in the capacity only",
-    Estimator.UNWEIGHTED: "the router objective R = Σ_i E[log p(y_i | x_i, z_i)] with z_i ~ p_i independently, without "
-    "the weights that correct the procedure: biased, unless they are all 1",
-    Estimator.BALANCED: "the balanced objective B = E[Σ_i log p(y_i | x_i, z_i)] with Z ~ the procedure, which is the "
-    "model itself: unbiased",
-}
 
 
 def describe(run: Run) -> list[tuple[str, str]]:
@@ -35,9 +20,9 @@ def describe(run: Run) -> list[tuple[str, str]]:
     seeds = ", ".join(f"{seed} ({steps} steps)" for seed, steps in steps_done(run).items())
     return [
         ("task", str(config.task)),
-        ("assignment", f"{config.assignment}: {PROCEDURES.get(config.assignment, '')}"),
+        ("assignment", f"{config.assignment}: {REGISTRY.procedures[config.assignment].words}"),
         ("estimator", str(config.estimator)),
-        ("objective", OBJECTIVES.get(config.estimator, "")),
+        ("objective", REGISTRY.estimators[config.estimator].words),
         ("loads of", f"the {config.serve}"),
         ("seeds", seeds),
         ("state", state),

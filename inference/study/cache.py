@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from inference.procedures import label
+from inference.registry.builtin import label
 from inference.runs.atomic import write_atomically
 from inference.study.settings import Run
 

@@ -12,12 +12,12 @@ import joblib
 import pandas as pd
 import typer
 
-from inference.names import resolve
+from inference.registry.names import resolve
 from inference.runs.exits import end
 from inference.runs.outputs import OUTPUTS, output_folder
 from inference.runs.progress import console, progress_bar
 from inference.runs.records import records
-from inference.study.arms import ARMS
+from inference.study.arms import all_arms
 from inference.study.cache import Cache, Record
 from inference.study.grids import GRIDS, Grid
 from inference.study.runner import run_all
@@ -83,7 +83,7 @@ def study(
     }
     try:
         if arm is not None:
-            options["arms"] = [resolve("arm", name, ARMS) for name in arm]
+            options["arms"] = [resolve("arm", name, all_arms()) for name in arm]
         chosen = replace(GRIDS[grid], **{name: _fixed(value) for name, value in options.items() if value is not None})
         runs = chosen.runs()
         kept = "; finished runs are kept, and not trained again"

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from inference.plots import plt
-from inference.procedures import label
-from inference.study.arms import ARMS, Group
+from inference.registry.builtin import label
+from inference.study.arms import Group, all_arms
 from inference.study.cache import Record
 from inference.study.settings import Run, ToyRun
 from inference.study.statistics import SOLVED_WITHIN
@@ -34,7 +34,8 @@ def shown(runs: Sequence[Run], records: Sequence[Record]) -> list[tuple[ToyRun, 
 def learning_curves(runs: Sequence[Run], records: Sequence[Record]) -> Figure:
     """Median held-out NLL over seeds with the band between the quartiles, against the step; a panel an objective."""
     drawn = shown(runs, records)
-    groups = [group for group in Group if any(ARMS[run.arm].group is group for run, _ in drawn)]
+    known = all_arms()
+    groups = [group for group in Group if any(known[run.arm].group is group for run, _ in drawn)]
     columns = min(3, len(groups))
     rows = -(-len(groups) // columns)
     figure, axes = plt.subplots(
@@ -42,7 +43,7 @@ def learning_curves(runs: Sequence[Run], records: Sequence[Record]) -> Figure:
     )
     reference = {run.arm: record.curve for run, record in drawn}.get(REFERENCE)
     for axis, group in zip(axes.flat, groups):
-        members = [(run, record) for run, record in drawn if ARMS[run.arm].group is group]
+        members = [(run, record) for run, record in drawn if known[run.arm].group is group]
         for index, (run, record) in enumerate(members):
             curve = record.curve
             axis.plot(curve["step"], curve["median"], color=f"C{index}", label=label(run.arm))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from itertools import product
 
-from inference.study.arms import ARMS, CORE
+from inference.study.arms import all_arms, core
 from inference.study.settings import DigitsRun, Run, ToyRun
 
 
@@ -12,11 +12,13 @@ class Grid:
     """
     The runs of a study: every arm at every combination of settings, the same for all.
 
+    :param arms: their names; None for the quick study's, and with ``every_arm`` for all.
     :param breaks: of the toy task.
     :param digits_seeds: seeds of the digits, 0 to leave them out.
     """
 
-    arms: tuple[str, ...] = CORE
+    arms: tuple[str, ...] | None = None
+    every_arm: bool = False
     learning_rates: tuple[float, ...] = (0.1,)
     load_balancing: tuple[float, ...] = (0.0,)
     breaks: tuple[float, ...] = (0.5,)
@@ -50,10 +52,12 @@ class Grid:
 
     def runs(self) -> list[Run]:
         """:returns: the runs, setting by setting, so that an unfinished study compares all arms at some settings."""
-        unknown = sorted(set(self.arms) - set(ARMS))
+        known = all_arms()
+        chosen = self.arms if self.arms is not None else known if self.every_arm else core()
+        unknown = sorted(set(chosen) - set(known))
         if unknown:
-            raise ValueError(f"unknown arms {unknown}; known are {', '.join(ARMS)}")
-        arms = [arm for arm in ARMS if arm in self.arms]
+            raise ValueError(f"unknown arms {unknown}; known are {', '.join(known)}")
+        arms = [arm for arm in known if arm in chosen]
         runs: list[Run] = [
             ToyRun(
                 arm,
@@ -83,7 +87,7 @@ def _listed(values: tuple[float, ...]) -> str:
 GRIDS: dict[str, Grid] = {
     "none": Grid(),
     "reduced": Grid(
-        arms=tuple(ARMS),
+        every_arm=True,
         learning_rates=(0.1, 0.3),
         load_balancing=(0.0, 1.0),
         breaks=(0.5, 0.3),
@@ -93,7 +97,7 @@ GRIDS: dict[str, Grid] = {
         digits_epochs=10,
     ),
     "full": Grid(
-        arms=tuple(ARMS),
+        every_arm=True,
         learning_rates=(0.1, 0.03, 0.3),
         load_balancing=(0.0, 1.0),
         breaks=(0.5, 0.3),

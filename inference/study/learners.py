@@ -98,7 +98,7 @@ class SampledObjective(MixtureLearner):
     def __init__(
         self,
         mixture: MixtureOfExperts,
-        assignment: type[AssignmentDistribution],
+        assignment: Callable[..., AssignmentDistribution],
         elbo: TraceRouting_ELBO | TraceBalanced_ELBO,
         load_balancing: float = 0.0,
     ) -> None:

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from inference.procedures import label
+from inference.registry.builtin import label
 from inference.study.grids import Grid
 from inference.study.statistics import VIEWS
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from inference.intervals import bca_interval, share_difference_interval, share_interval
-from inference.study.arms import ARMS
+from inference.study.arms import all_arms
 from inference.study.cache import Record
 from inference.study.settings import Run
 
@@ -81,16 +81,16 @@ def by_arm(seeds: pd.DataFrame) -> pd.DataFrame:
     way round, so that choosing among more settings looks no better than it is; the setting that is printed is the
     choice on all.
     """
-    rows = []
+    rows, known = [], all_arms()
     for (task, arm), group in seeds.groupby(["task", "arm"], sort=False):
         rate, weight = best_setting(group)
         for view in VIEWS:
             rows.append(
                 {
                     "task": task,
-                    "group": ARMS[arm].group.value,
+                    "group": known[arm].group.value,
                     "arm": arm,
-                    "objective": ARMS[arm].objective,
+                    "objective": known[arm].objective,
                     "view": view,
                     "learning_rate": rate if view == VIEWS[0] else np.nan,
                     "load_balancing": weight if view == VIEWS[0] else np.nan,

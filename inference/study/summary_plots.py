@@ -9,8 +9,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
 
 from inference.plots import plt
-from inference.procedures import label
-from inference.study.arms import ARMS, Group
+from inference.registry.builtin import label
+from inference.study.arms import Group, all_arms
 from inference.study.curve_plots import TRUTH
 from inference.study.statistics import SETTING, VIEWS
 
@@ -28,7 +28,7 @@ def summary(arms: pd.DataFrame) -> Figure:
     for task, table in arms.groupby("task", sort=False):
         first = "error" if table.solved.isna().all() else "solved"
         panels += [(str(task), first, table), (str(task), "nll", table)]
-    names = [name for name in ARMS if name in set(arms.arm)]
+    names = [name for name in all_arms() if name in set(arms.arm)]
     figure, axes = plt.subplots(
         1,
         len(panels),
@@ -74,8 +74,9 @@ def _panel(axis: Axes, table: pd.DataFrame, measure: str, names: list[str], abov
     axis.set_xlabel(measured, fontsize=8)
     axis.grid(axis="x", linewidth=0.4, alpha=0.5)
     axis.tick_params(axis="y", length=0)
+    known = all_arms()
     for place in range(1, len(names)):
-        if ARMS[names[place]].group is not ARMS[names[place - 1]].group:
+        if known[names[place]].group is not known[names[place - 1]].group:
             axis.axhline(place - 0.5, color="0.8", linewidth=0.6)
 
 
@@ -123,7 +124,8 @@ def robustness(settings: pd.DataFrame) -> Figure:
     """
     table = settings[settings.solved.notna()]
     tasks = list(dict.fromkeys(table.task))
-    names = [name for name in ARMS if name in set(table.arm)]
+    known = all_arms()
+    names = [name for name in known if name in set(table.arm)]
     columns = min(6, len(names))
     rows = -(-len(names) // columns)
     figure, axes = plt.subplots(
@@ -131,7 +133,7 @@ def robustness(settings: pd.DataFrame) -> Figure:
     )
     for axis, name in zip(axes.flat, names):
         image = _heat_map(axis, table[table.arm == name], tasks, table)
-        axis.set_title(label(name), fontsize=9, color=COLORS[ARMS[name].group.value])
+        axis.set_title(label(name), fontsize=9, color=COLORS[known[name].group.value])
     for axis in axes.flat[len(names) :]:
         axis.set_visible(False)
     for axis in axes.flat[max(0, len(names) - columns) : len(names)]:

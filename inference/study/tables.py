@@ -4,7 +4,7 @@ import pandas as pd
 from rich import box
 from rich.table import Table
 
-from inference.procedures import label
+from inference.registry.builtin import label
 from inference.study.report import entry
 from inference.study.statistics import SOLVED_WITHIN, VIEWS
 

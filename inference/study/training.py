@@ -8,7 +8,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from inference.study.arms import ARMS
+from inference.study.arms import all_arms
 from inference.study.cache import Record
 from inference.study.learners import Learner
 from inference.study.problems import Labelled, Problem, digits_problem, toy_problem
@@ -36,14 +36,14 @@ def _train_toy(run: ToyRun) -> Record:
     problem = toy_problem(run)
     # All arms draw from the same state on.
     pyro.set_rng_seed(run.seed)
-    learner = ARMS[run.arm].build(problem)
+    learner = all_arms()[run.arm].build(problem)
     return _fit(run, problem, learner, lambda: learner.loss(*problem.train), run.num_steps)
 
 
 def _train_digits(run: DigitsRun) -> Record:
     problem = digits_problem(run)
     pyro.set_rng_seed(run.seed)
-    learner = ARMS[run.arm].build(problem)
+    learner = all_arms()[run.arm].build(problem)
     batches = Minibatches(*problem.train, batch_size=run.batch_size)
     return _fit(run, problem, learner, lambda: learner.loss(*next(batches)), run.num_epochs * len(batches))
 

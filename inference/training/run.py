@@ -15,7 +15,7 @@ from inference.tasks import Model, ModelOptions, Task
 from inference.training.collapse import CollapseWarning
 from inference.training.evaluate import draw_metrics, evaluate
 from inference.training.look import Row, look_at
-from inference.training.objective import Estimator, batch_loss, check_combination
+from inference.training.objective import batch_loss, check_combination
 from inference.training.param_store import param_store_state, set_param_store
 from inference.training.random_state import random_state, set_random_state
 from inference.training.trainer import Trainer
@@ -33,7 +33,7 @@ class FitOptions:
     batch_size: int
     learning_rate: float
     model: ModelOptions = field(default_factory=ModelOptions)
-    estimator: Estimator = Estimator.WEIGHTED
+    estimator: str = "weighted"
     num_particles: int = 1
     #: whether loads are those of a draw of the assignment, instead of its mode
     sample: bool = False

@@ -32,8 +32,8 @@ def refused(*arguments: str) -> str:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "Missing argument 'task'. Choose from: digits, piecewise"),
-        (["letters"], "'letters' is not one of 'digits', 'piecewise'"),
+        ([], "Missing argument 'TASK'"),
+        (["letters"], "unknown task 'letters'; known are digits, piecewise"),
         (["digits", "--epochs", "3"], "No such option: --epochs"),
         (["digits", "--num-epochs", "many"], "Invalid value for '--num-epochs'"),
         (["digits", "--num-epochs", "0"], "num_epochs must be a positive int, got 0"),
@@ -44,10 +44,10 @@ def refused(*arguments: str) -> str:
         (["digits", "--seed", "-1"], "seed must be an int from 0 to 4294967295, got -1"),
         (["digits", "--seed", "4294967295", "--num-seeds", "2"], "seed must be an int from 0 to 4294967294"),
         (["digits", "--num-particles", "0"], "num_particles must be a positive int, got 0"),
-        (["digits", "--assignment", "auction"], "'auction' is not one of 'independent', 'skip'"),
+        (["digits", "--assignment", "auction"], "unknown procedure 'auction'; known are independent, skip"),
         (["digits", "--capacity-factor", "-1"], "capacity_factor must be positive and finite, got -1.0"),
         (["digits", "--capacity-factor", "nan"], "capacity_factor must be positive and finite, got nan"),
-        (["digits", "--capacity-factor", "0.5"], "exceed"),
+        (["digits", "--assignment", "gumbel-matching", "--capacity-factor", "0.5"], "exceed"),
         (["digits", "--num-experts", "0"], "num_experts must be a positive int"),
         (["digits", "--hidden-features", "-4"], "hidden_features must be a positive int"),
         (["digits", "--num-layers", "3"], "num_layers must be 1 or 2, got 3"),
@@ -166,7 +166,7 @@ def swap(out: Path) -> None:
         (
             edit(lambda content: content.replace(b'"skip"', b'"leap"'), "config.json"),
             ["--resume"],
-            "'leap' is not a valid Assignment",
+            "unknown procedure 'leap'; known are independent, skip",
         ),
         (remove("seed_0/metrics.csv"), ["--resume"], "metrics.csv lacks rows up to step 6"),
         (

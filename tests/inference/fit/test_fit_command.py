@@ -16,7 +16,7 @@ from inference.runs.run_folder import RunFolder
 from inference.tasks import Digits, ModelOptions, Piecewise
 from inference.training.batches import Minibatches
 from inference.training.evaluate import evaluate
-from inference.training.objective import Assignment, Baseline, Estimator, batch_loss
+from inference.training.objective import batch_loss
 from inference.training.run import Fit, FitOptions, run_fit
 from models.assignments import assignments_of
 from models.piecewise import piecewise_data, piecewise_mixture
@@ -56,10 +56,10 @@ def test_digits_learn_and_leave_table_and_pictures(tmp_path: Path) -> None:
     ],
 )
 def test_every_kind_of_option_trains(assignment: str, estimator: str, baseline: str, num_layers: int) -> None:
-    model = ModelOptions(Assignment(assignment), Baseline(baseline), num_layers=num_layers)
+    model = ModelOptions(assignment, baseline, num_layers=num_layers)
     particles = 2 if baseline == "leave-one-out" else 1
     task = Digits()
-    options = FitOptions(2, 500, 1e-2, model, Estimator(estimator), num_particles=particles, sample=True)
+    options = FitOptions(2, 500, 1e-2, model, estimator, num_particles=particles, sample=True)
     seen = []
     result = run_fit(task, options, seed=0, advance=seen.append)
     # Three batches an epoch, the last of them smaller.
@@ -73,7 +73,7 @@ def test_every_kind_of_option_trains(assignment: str, estimator: str, baseline: 
 
 def test_expert_use_counts_the_groups() -> None:
     task = Piecewise(num_datapoints=50)
-    model = task.build(ModelOptions(Assignment.SKIP, capacity_factor=1.0))
+    model = task.build(ModelOptions("skip", capacity_factor=1.0))
     _, (use,) = evaluate(task, model, task.test, sample=False)
     x, _ = task.test
     (z,) = assignments_of(model, x)
@@ -182,8 +182,8 @@ def test_minibatches_cover_the_data_in_new_orders() -> None:
 def test_baseline_of_the_balanced_loss_shifts_neither_value_nor_gradient() -> None:
     data = piecewise_data((), num_datapoints=4)
     mixture = piecewise_mixture(CapacitySkip, noise=0.5)
-    shifted = batch_loss(mixture, Estimator.BALANCED, Baseline.DECAYING)
-    plain = batch_loss(mixture, Estimator.BALANCED, Baseline.NONE)
+    shifted = batch_loss(mixture, "balanced", "decaying")
+    plain = batch_loss(mixture, "balanced", "none")
     draws = {}
     for loss in (shifted, plain):
         rows = []

@@ -13,7 +13,6 @@ from inference.cli import app
 from inference.tasks import Language, ModelOptions
 from inference.training.crops import Crops
 from inference.training.evaluate import evaluate
-from inference.training.objective import Assignment, Baseline, Estimator
 from inference.training.run import FitOptions, run_fit
 from inference.training.schedule import warm_up_and_cosine
 from models.text import KIND_NAMES, Text, byte_kinds, text_data
@@ -38,9 +37,9 @@ def piece(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     ],
 )
 def test_every_kind_of_objective_trains(assignment: str, estimator: str, baseline: str, num_layers: int) -> None:
-    model = ModelOptions(Assignment(assignment), Baseline(baseline), num_layers=num_layers, hidden_features=16)
+    model = ModelOptions(assignment, baseline, num_layers=num_layers, hidden_features=16)
     particles = 2 if baseline == "leave-one-out" else 1
-    options = FitOptions(2, 4, 6e-3, model, Estimator(estimator), num_particles=particles)
+    options = FitOptions(2, 4, 6e-3, model, estimator, num_particles=particles)
     result = run_fit(Language(), options, seed=0)
     assert result.curve.loss.iloc[1] < result.curve.loss.iloc[0]
     # Nobody is dropped when it predicts, whatever happens in training.
@@ -51,7 +50,7 @@ def test_every_kind_of_objective_trains(assignment: str, estimator: str, baselin
 
 def test_the_dense_model_is_one_expert() -> None:
     task = Language()
-    model = task.build(ModelOptions(Assignment.INDEPENDENT, Baseline.NONE, num_experts=1))
+    model = task.build(ModelOptions("independent", "none", num_experts=1))
     metrics, (use,) = evaluate(task, model, task.test, sample=False)
     x, y = task.test
     kinds = byte_kinds(x).flatten().bincount(minlength=len(KIND_NAMES))

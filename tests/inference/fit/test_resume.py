@@ -5,12 +5,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from inference.registry.builtin import REGISTRY
 from inference.runs.checkpoint import load_checkpoint
 from inference.runs.run_folder import RunFolder, SeedFolder
 from inference.tasks import Digits, ModelOptions, Piecewise, Task
 from inference.training.interrupts import StopSignals
 from inference.training.keeper import FitKeeper
-from inference.training.objective import Assignment, Baseline, Estimator
 from inference.training.run import Fit, FitOptions, run_fit
 from tests.inference.runs.test_checkpoint import same
 
@@ -63,17 +63,17 @@ def check(task: Task, options: FitOptions, folder: Path, every: int, stops: list
         pd.testing.assert_frame_equal(timeless(one), timeless(other), check_exact=True)
 
 
-ASSIGNMENTS = [(assignment, "weighted", "decaying", 1) for assignment in Assignment]
-BASELINES = [("gumbel-matching", "weighted", baseline, 2) for baseline in Baseline if baseline != "decaying"]
+ASSIGNMENTS = [(assignment, "weighted", "decaying", 1) for assignment in REGISTRY.procedures]
+BASELINES = [("gumbel-matching", "weighted", baseline, 2) for baseline in REGISTRY.baselines if baseline != "decaying"]
 OBJECTIVES = [("skip", "balanced", "decaying", 2), ("gumbel-matching", "balanced", "decaying", 1)]
 
 
 @pytest.mark.parametrize(("assignment", "estimator", "baseline", "num_layers"), ASSIGNMENTS + BASELINES + OBJECTIVES)
 def test_digits_across_epochs(tmp_path: Path, assignment: str, estimator: str, baseline: str, num_layers: int) -> None:
     """Three steps an epoch, a checkpoint at every second: stopped in the first epoch, and in the third."""
-    model = ModelOptions(Assignment(assignment), Baseline(baseline), num_layers=num_layers, hidden_features=8)
+    model = ModelOptions(assignment, baseline, num_layers=num_layers, hidden_features=8)
     particles = 2 if baseline == "leave-one-out" else 1
-    options = FitOptions(3, 100, 1e-2, model, Estimator(estimator), num_particles=particles, sample=True)
+    options = FitOptions(3, 100, 1e-2, model, estimator, num_particles=particles, sample=True)
     task = Digits()
     task.train, task.validation, task.test = ((x[:240], y[:240]) for x, y in (task.train, task.validation, task.test))
     check(task, options, tmp_path, every=2, stops=[2, 7])

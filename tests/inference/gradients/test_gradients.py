@@ -9,8 +9,6 @@ import torch
 from inference.gradients.alternatives import alternatives, own_gradient
 from inference.gradients.comparison import Grids, compare, gradient_draws
 from inference.gradients.estimators import (
-    PROCEDURES,
-    Baseline,
     GradientEstimator,
     balanced_estimator,
     estimators,
@@ -27,6 +25,7 @@ from inference.gradients.problem import (
     parameters,
     router_objective,
 )
+from inference.registry.builtin import REGISTRY
 from prob_moe.distributions import CapacitySkip, GumbelMatching
 from prob_moe.rules import DenseMixture, RoutingRule, SparsityConstrainedTransport
 from prob_moe.testing import central_difference, exact_balanced_objective
@@ -87,8 +86,8 @@ def test_exact_gradients_are_finite_differences(objective: Callable) -> None:
 def test_the_enumerated_balanced_objective_is_the_librarys(name: str) -> None:
     problem = Problem.of(SMALL)
     mixture = problem.mixture()
-    mixture.assignment = PROCEDURES[name]
-    ours = balanced_objective(PROCEDURES[name], mixture, problem.x, problem.y)
+    mixture.assignment = REGISTRY.procedures[name].make
+    ours = balanced_objective(REGISTRY.procedures[name].make, mixture, problem.x, problem.y)
     torch.testing.assert_close(ours, exact_balanced_objective(mixture, problem.x, problem.y))
 
 
@@ -100,14 +99,14 @@ def test_the_gated_objective_is_not_the_routers() -> None:
 
 def test_without_enumeration_the_bias_is_unknown() -> None:
     assert exact_balanced_gradient(Problem.of(Setting()), CapacitySkip) is None
-    frame = compare([("base", Setting())], [balanced_estimator("skip", CapacitySkip, Baseline.NONE)], num_samples=100)
+    frame = compare([("base", Setting())], [balanced_estimator("skip", CapacitySkip, "none")], num_samples=100)
     assert frame[["bias_se", "bias_fraction", "mean_cosine", "relative_variance"]].isna().all(axis=None)
     assert frame.router_bias_se.notna().all()
 
 
 def test_leave_one_out_is_judged_at_equal_cost() -> None:
     """With two particles and no baseline the variance halves, and equal cost makes it whole again."""
-    estimator = routing_estimator("skip", CapacitySkip, Baseline.LEAVE_ONE_OUT)
+    estimator = routing_estimator("skip", CapacitySkip, "leave-one-out")
     draws = gradient_draws(Problem.of(SMALL), estimator, 500)
     router = torch.cat([draws[0].flatten(1), draws[1].flatten(1)], -1)
     row = compare([("base", SMALL)], [estimator], num_samples=500).set_index("part").loc["router"]
@@ -116,7 +115,7 @@ def test_leave_one_out_is_judged_at_equal_cost() -> None:
 
 def test_draws_leave_the_random_state_alone() -> None:
     before = torch.random.get_rng_state()
-    estimator = routing_estimator("skip", CapacitySkip, Baseline.NONE)
+    estimator = routing_estimator("skip", CapacitySkip, "none")
     first, second = (gradient_draws(Problem.of(SMALL), estimator, 100)[0] for _ in range(2))
     assert torch.equal(first, second)
     assert torch.equal(torch.random.get_rng_state(), before)

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from inference.cli import app
 from inference.gradients.comparison import compare
-from inference.gradients.estimators import Baseline, estimators, routing_estimator
+from inference.gradients.estimators import estimators, routing_estimator
 from inference.gradients.problem import Setting
 from inference.gradients.tables import WITHHELD, base_tables, settings_table
 from inference.show.routing_view import RoutingView
@@ -23,7 +23,7 @@ from prob_moe.distributions import AssignmentDistribution, CapacitySkip, GumbelM
 @pytest.fixture(scope="module")
 def frame() -> pd.DataFrame:
     """Two cells with c = 1 and one with c = 2."""
-    rows = [estimator for estimator in estimators() if estimator.baseline is Baseline.DECAYING]
+    rows = [estimator for estimator in estimators() if estimator.baseline == "decaying"]
     settings = [("base", Setting(n=3, k=3)), ("n", Setting(n=2, k=3)), ("capacity_factor", Setting(3, 3, 2.0))]
     return compare(settings, rows, num_samples=100)
 
@@ -80,6 +80,6 @@ def test_an_estimator_without_a_law_is_not_withheld_for_it() -> None:
     class Lawless(GumbelMatching):
         weight_pareto_k = None  # type: ignore[assignment]
 
-    estimator = routing_estimator("lawless", Lawless, Baseline.NONE)
+    estimator = routing_estimator("lawless", Lawless, "none")
     found = compare([("base", Setting(n=3, k=3))], [estimator], num_samples=100)
     assert found.weight_pareto_k.isna().all()

@@ -16,9 +16,7 @@ from inference.show.graph_figures import draw_assignment, draw_exchange
 from inference.show.graphs import assignment_graph, exchange_graph, small_draw
 from inference.show.router_map import Served, along_a_line, over_the_plane, principal_components
 from inference.show.run_figures import learning_curves
-from inference.show.run_summary import OBJECTIVES, PROCEDURES
 from inference.show.weight_figures import weights
-from inference.training.objective import Assignment, Estimator
 from models.piecewise import gaussian, piecewise_data, piecewise_mixture
 from prob_moe.distributions import CapacitySkip, GumbelMatching, IndependentRouting
 from prob_moe.experts import BatchedExperts
@@ -170,8 +168,3 @@ def test_every_weight_is_in_the_histogram(drawn: np.ndarray) -> None:
     row = {"step": 1, "seed": 0, "weight_ess": 1.0, "weight_ess/z": 1.0, "load/z/0": 2.0, "load/z/1": 2.0}
     axis = weights(pd.DataFrame([row]), drawn).axes[1]
     assert sum(patch.get_height() for patch in axis.patches) == len(drawn)
-
-
-def test_every_procedure_and_objective_has_its_words() -> None:
-    assert set(PROCEDURES) == set(Assignment)
-    assert set(OBJECTIVES) == set(Estimator)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from inference.study.arms import ARMS, Arm, Group
+from inference.study.arms import Arm, Group, all_arms
 from inference.study.learners import GatedLearner, MixtureLearner
 from inference.study.problems import Problem, toy_problem
 from inference.study.settings import ToyRun
@@ -13,6 +13,7 @@ from inference.training.trainer import steps
 from prob_moe.rules import RoutingRule
 from tests.estimators.replicas import standard_errors_off
 
+ARMS = all_arms()
 # Stacks of seeds give many draws of the same gradient: the same data and parameters in every one.
 STACK = 3000
 EVERY = pytest.mark.parametrize("arm", ARMS.values(), ids=lambda arm: arm.name)

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from inference.cli import app
 from inference.study import command as study_command
-from inference.study.arms import ARMS, CORE
+from inference.study.arms import all_arms, core
 from inference.study.grids import GRIDS
 
 SMALL = ["--num-seeds", "2", "--num-steps", "2", "--jobs", "1"]
@@ -43,8 +43,8 @@ def test_by_default_the_core_arms_run_at_one_setting(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["study", *SMALL, "--out", str(tmp_path)])
     assert result.exit_code == 0, result.output
     table = pd.read_csv(tmp_path / "arms.csv")
-    assert list(table[table["view"] == "best setting"].arm) == list(CORE)
-    assert set(table.objective) <= {arm.objective for arm in ARMS.values()}
+    assert list(table[table["view"] == "best setting"].arm) == list(core())
+    assert set(table.objective) <= {arm.objective for arm in all_arms().values()}
 
 
 def test_machines_get_the_tables_and_nothing_else(tmp_path: Path) -> None:

@@ -24,11 +24,15 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {by_spelling[found[0]]}?" if found else ""
 
 
+class UnknownNameError(ValueError):
+    """Nothing of a kind has a name; the message says which is nearest."""
+
+
 def resolve(kind: str, name: str, known: Iterable[str]) -> str:
     """
     :param kind: what it is a name of, for the message.
     :returns: the known name of the same spelling.
-    :raises ValueError: with the nearest one, if there is none.
+    :raises UnknownNameError: with the nearest one, if there is none.
 
     >>> resolve("arm", "gumbel-matching", ["skip", "Gumbel-Matching"])
     'Gumbel-Matching'
@@ -37,5 +41,5 @@ def resolve(kind: str, name: str, known: Iterable[str]) -> str:
     found = {spelling(other): other for other in known}.get(spelling(name))
     if found is None:
         meant, listed = nearest(name, known), ", ".join(map(spelling, known))
-        raise ValueError(f"unknown {kind} {name!r}{meant or ';'} known are {listed}")
+        raise UnknownNameError(f"unknown {kind} {name!r}{meant or ';'} known are {listed}")
     return found
