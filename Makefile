@@ -15,7 +15,7 @@ LANGUAGE = $(BIN)/python -m inference fit language --overwrite $(if $(filter red
 study: $(READY)  ## The comparison of everything, on the lines, digits and language; results/study, results/language.
 	$(BIN)/python -m inference study --overwrite --grid $(GRID)
 	$(LANGUAGE) --assignment independent --num-experts 1 --baseline none --out results/language/dense
-	$(LANGUAGE) --num-layers 2 --estimator balanced --out results/language/balanced
+	$(LANGUAGE) --num-layers 2 --assignment gumbel-matching --estimator balanced --out results/language/balanced
 	$(LANGUAGE) --num-layers 2 --assignment skip --out results/language/skip
 	$(LANGUAGE) --num-layers 2 --assignment dependent-rounding --out results/language/dependent-rounding
 

@@ -9,7 +9,8 @@ from inference.fit.command import fit
 from inference.gradients.command import gradients
 from inference.likelihood.command import likelihood
 from inference.posterior.command import posterior
-from inference.runs.exits import OneLineErrors
+from inference.registry.plugins import PluginError, load_installed
+from inference.runs.exits import OneLineErrors, end
 from inference.show.command import show
 from inference.study.command import study
 
@@ -29,6 +30,10 @@ def main(
     ] = False,
 ) -> None:
     """Train and study mixtures of experts whose routing is a random variable."""
+    try:
+        load_installed()
+    except PluginError as error:
+        end(str(error))
 
 
 for command in (fit, show, study, gradients, likelihood, posterior):

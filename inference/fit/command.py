@@ -16,7 +16,7 @@ import prob_moe
 from inference.fit.report import as_json, print_table, write_results
 from inference.fit.sampled_text import write_sampled_text
 from inference.registry.builtin import REGISTRY
-from inference.registry.options import listed, name_of
+from inference.registry.options import Plugins, listed, name_of
 from inference.runs.checkpoint import CheckpointError
 from inference.runs.config import FitConfig, Serve
 from inference.runs.exits import end
@@ -87,6 +87,7 @@ def fit(
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the folder.")] = False,
     sample_text: Annotated[int, typer.Option(help="Bytes that each fitted language model writes to a text file.")] = 0,
+    plugin: Plugins = None,
     as_json_: Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")] = False,
 ) -> None:
     """
@@ -102,6 +103,8 @@ def fit(
     Example: python -m inference fit digits --out results/fit_digits --resume
 
     Example: python -m inference fit language --assignment skip --num-layers 2 --sample-text 500
+
+    Example: python -m inference fit digits --plugin my_distribution.py --assignment spaced-skip
     """
     # Tensors and assignments are too small to share between threads.
     torch.set_num_threads(1)
@@ -141,7 +144,7 @@ def fit(
         )
         stored = run.read_config() if resume else None
         if stored is not None:
-            config = config.resumed(stored, _explicit(context))
+            config = config.resumed(stored, _explicit(context), run.read_plugins())
         elif resume and not run.holds_run():
             raise ValueError(f"there is no run in {run.path} to go on with: leave --resume out to start one")
         with default_dtype(config.dtype):
@@ -154,7 +157,8 @@ def fit(
         if sample_text:
             files.append(write_sampled_text(chosen, results, sample_text, config.serve is Serve.SAMPLE, run))
     except InterruptedFit as stopped:
-        command = f"python -m inference fit {task} --out {shlex.quote(str(run.path))} --resume"
+        plugins = "".join(f"--plugin {shlex.quote(needed)} " for needed in config.plugins())
+        command = f"python -m inference fit {task} {plugins}--out {shlex.quote(str(run.path))} --resume"
         end(f"{stopped}; the checkpoint is written, go on with: {command}", 128 + stopped.signum)
     except (ValueError, NotImplementedError, CheckpointError, OSError) as error:
         # Pyro appends the shapes of the trace to what is wrong.
@@ -189,7 +193,7 @@ def _fit_all(
         lock.take()
         if not resume:
             run.clear()
-        run.write_config(config.plain(), _versions())
+        run.write_config(config.plain(), _versions(), config.plugins())
 
     results = {}
     total = options.num_epochs * steps_per_epoch(task, options.batch_size)

@@ -13,6 +13,7 @@ from inference.gradients.comparison import Grids, compare
 from inference.gradients.estimators import estimators
 from inference.gradients.expected_gradients import relative_errors
 from inference.gradients.tables import BASE_LEGEND, base_tables, enumeration_table, settings_table
+from inference.registry.options import Plugins
 from inference.runs.exits import end
 from inference.runs.outputs import OUTPUTS, output_folder
 from inference.runs.progress import console, progress_bar
@@ -39,6 +40,7 @@ def gradients(
     enumeration: Annotated[
         bool, typer.Option("--enumeration", help="Only the expected gradients of gated alternatives: no sampling.")
     ] = False,
+    plugin: Plugins = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace earlier results.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print all rows as JSON, and nothing else.")] = False,
     out: Annotated[Path, typer.Option(help="Folder for tables and pictures.")] = Path("results"),

@@ -13,6 +13,7 @@ from rich.table import Table
 from inference.likelihood.laws import Likelihood, likelihoods
 from inference.likelihood.matrix_file import read_assignment, read_logits
 from inference.registry.builtin import label
+from inference.registry.options import Plugins
 from inference.runs.exits import end
 from inference.runs.outputs import OUTPUTS, output_folder
 from inference.runs.progress import console
@@ -32,6 +33,7 @@ def likelihood(
     num_draws: Annotated[int | None, typer.Option(help="Draws for weights, loads and counting.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of random logits and draws.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for table and picture.")] = Path("results"),
+    plugin: Plugins = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace earlier results.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")] = False,
 ) -> None:

@@ -1,10 +1,13 @@
 """What a fit is asked for, as it is written down, and compared when the fit goes on."""
 
+import shlex
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from typing import Any, Self, get_args, get_type_hints
 
 from inference.registry.builtin import REGISTRY
+from inference.registry.names import UnknownNameError
+from inference.registry.plugins import loaded
 from inference.registry.shelves import Shelf
 from inference.runs.checkpoint import differences
 from inference.tasks import ModelOptions, Task
@@ -118,22 +121,32 @@ class FitConfig:
         return {name: str(value) if isinstance(value, StrEnum) else value for name, value in values.items()}
 
     @classmethod
-    def of_plain(cls, values: dict[str, Any]) -> Self:
+    def of_plain(cls, values: dict[str, Any], plugins: list[str]) -> Self:
         """
+        :param plugins: that the run was made with.
+        :raises UnknownNameError: on a name that the registry does not have; it tells the plugins.
         :raises ValueError: if it is not what :meth:`plain` returned.
         """
         hints = get_type_hints(cls)
         if values.keys() != hints.keys():
             raise ValueError(f"not the options of a fit: {sorted(values.keys() ^ hints.keys())} missing or unknown")
-        return cls(**{name: _typed(name, values[name], hint) for name, hint in hints.items()})
+        try:
+            return cls(**{name: _typed(name, values[name], hint) for name, hint in hints.items()})
+        except UnknownNameError as error:
+            missing = [plugin for plugin in plugins if plugin not in loaded()]
+            if not missing:
+                raise
+            again = " ".join(f"--plugin {shlex.quote(plugin)}" for plugin in missing)
+            raise UnknownNameError(f"{error}; the run was made with a plugin: give {again}") from error
 
     def of_seed(self, seed: int) -> dict[str, Any]:
         """What a checkpoint of one of the seeds belongs to."""
         return {**self.plain(), "seed": seed, "num_seeds": 1}
 
-    def resumed(self, stored: dict[str, Any], explicit: set[str]) -> Self:
+    def resumed(self, stored: dict[str, Any], explicit: set[str], plugins: list[str]) -> Self:
         """
         :param stored: of the run that goes on.
+        :param plugins: that it was made with.
         :param explicit: names of the options that were given; all others are taken from the run.
         :returns: the options of the run.
         :raises ValueError: naming what was given and is different.
@@ -145,7 +158,7 @@ class FitConfig:
                 f"a fit cannot go on with another configuration: {changed}; leave the options of the run out, or "
                 "give another --out"
             )
-        return type(self).of_plain(stored)
+        return type(self).of_plain(stored, plugins)
 
 
 def _typed(name: str, value: Any, hint: Any) -> Any:

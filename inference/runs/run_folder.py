@@ -86,7 +86,8 @@ class RunFolder:
         :returns: what the run was asked for, or None where there is no run.
         :raises ValueError: if the file is damaged.
         """
-        return self._read_config("options")
+        options: dict[str, Any] | None = self._read_config("options")
+        return options
 
     def read_versions(self) -> dict[str, str]:
         """
@@ -95,9 +96,18 @@ class RunFolder:
         """
         return self._read_config("versions") or {}
 
-    def _read_config(self, part: str) -> dict[str, Any] | None:
+    def read_plugins(self) -> list[str]:
+        """
+        :returns: the plugins that the run needs, empty where there is no run.
+        :raises ValueError: if the file is damaged.
+        """
+        # Runs of before there were plugins have none.
+        return [str(plugin) for plugin in self._read_config("plugins", needed=False) or ()]
+
+    def _read_config(self, part: str, *, needed: bool = True) -> Any:
         try:
-            return dict(json.loads(self.config.read_text(encoding="utf-8"))[part])
+            content = json.loads(self.config.read_text(encoding="utf-8"))
+            return dict(content[part]) if needed else content.get(part)
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError) as error:
@@ -114,9 +124,10 @@ class RunFolder:
             file.unlink()
         self.report.unlink(missing_ok=True)
 
-    def write_config(self, options: dict[str, Any], versions: dict[str, str]) -> None:
+    def write_config(self, options: dict[str, Any], versions: dict[str, str], plugins: list[str]) -> None:
         """
+        :param plugins: that the names among the options are of.
         :raises OSError: if it cannot be written.
         """
-        content = json.dumps({"options": options, "versions": versions}, indent=2)
+        content = json.dumps({"options": options, "versions": versions, "plugins": plugins}, indent=2)
         write_atomically(self.config, f"{content}\n".encode())

@@ -7,6 +7,7 @@ from typing import Annotated
 import torch
 import typer
 
+from inference.registry.options import Plugins
 from inference.runs.atomic import write_atomically
 from inference.runs.exits import end
 from inference.runs.outputs import check_new_file
@@ -22,6 +23,7 @@ def show(
     seed: Annotated[
         int | None, typer.Option(help="Whose routing is shown.", show_default="the first with a checkpoint")
     ] = None,
+    plugin: Plugins = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace earlier report.")] = False,
     as_json: Annotated[
         bool,

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from inference.registry.builtin import REGISTRY
+from inference.registry.names import UnknownNameError
 from inference.runs.checkpoint import CheckpointError, differences, load_checkpoint
 from inference.runs.config import FitConfig
 from inference.runs.run_folder import RunFolder
@@ -59,7 +60,9 @@ def read_run(path: Path) -> Run:
     if options is None:
         raise ValueError(f"{path} is not the folder of a run: it has no {folder.config.name}; give the --out of a fit")
     try:
-        config = FitConfig.of_plain(options)
+        config = FitConfig.of_plain(options, folder.read_plugins())
+    except UnknownNameError as error:
+        raise ValueError(f"{folder.config}: {error}") from error
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder.config} is damaged ({error}): put a copy in its place") from error
     run = Run(folder, config, folder.read_versions())

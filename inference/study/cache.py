@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from inference.registry.builtin import label
+from inference.registry.plugins import digest
 from inference.runs.atomic import write_atomically
+from inference.study.arms import all_arms
 from inference.study.settings import Run
 
 #: raised whenever the same settings give other results, so that older files are not read
@@ -48,9 +50,13 @@ class Cache:
         self.folder = folder
 
     def path(self, run: Run) -> Path:
-        """Named by a hash of all settings and the format."""
+        """Named by a hash of all settings and the format, and of the plugin that the arm is of."""
         # The arm by its label, as files of earlier versions have it: they are read on.
-        text = json.dumps({"format": FORMAT, **run.settings(), "arm": label(run.arm)}, sort_keys=True)
+        settings = {"format": FORMAT, **run.settings(), "arm": label(run.arm)}
+        origin = all_arms()[run.arm].origin
+        if origin:
+            settings["plugin"] = digest(origin)
+        text = json.dumps(settings, sort_keys=True)
         return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:20]}.json"
 
     def load(self, run: Run) -> Record | None:

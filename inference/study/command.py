@@ -13,6 +13,7 @@ import pandas as pd
 import typer
 
 from inference.registry.names import resolve
+from inference.registry.options import Plugins
 from inference.runs.exits import end
 from inference.runs.outputs import OUTPUTS, output_folder
 from inference.runs.progress import console, progress_bar
@@ -59,6 +60,7 @@ def study(
         str | None, typer.Option(help="Address of a Dask scheduler whose workers train, tcp://host:port.")
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for runs, tables and pictures.")] = Path("results/study"),
+    plugin: Plugins = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace tables and pictures; runs stay.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the tables as JSON, and nothing else.")] = False,
 ) -> None:

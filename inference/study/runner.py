@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 from joblib import Parallel, delayed
 
+from inference.registry.plugins import load, loaded
 from inference.study.cache import Cache, Record
 from inference.study.settings import Run
 from inference.study.training import train
@@ -39,13 +40,16 @@ def run_all(
     records = {run: record for run in runs if (record := cache.load(run)) is not None}
     missing = [run for run in dict.fromkeys(runs) if run not in records]
     advance(len(runs) - len(missing))
+    plugins = sorted(loaded())
     with Parallel(n_jobs=n_jobs, return_as="generator_unordered") as parallel:
-        for run, record in parallel(delayed(_train)(run) for run in missing):
+        for run, record in parallel(delayed(_train)(run, plugins) for run in missing):
             cache.store(run, record)
             records[run] = record
             advance(1)
     return [records[run] for run in runs]
 
 
-def _train(run: Run) -> tuple[Run, Record]:
+def _train(run: Run, plugins: list[str]) -> tuple[Run, Record]:
+    for plugin in plugins:  # this process may be another one
+        load(plugin)
     return run, train(run)

@@ -65,7 +65,8 @@ def test_the_dense_model_is_one_expert() -> None:
 
 def test_command_writes_text_and_pictures(tmp_path: Path) -> None:
     arguments = ["language", "--num-epochs", "1", "--hidden-features", "8", "--sample-text", "40", "--num-seeds", "2"]
-    arguments += ["--estimator", "balanced", "--baseline", "leave-one-out", "--num-layers", "2"]
+    arguments += ["--estimator", "balanced", "--assignment", "gumbel-matching"]
+    arguments += ["--baseline", "leave-one-out", "--num-layers", "2"]
     result = CliRunner().invoke(app, ["fit", *arguments, "--out", str(tmp_path)])
     assert result.exit_code == 0, result.output
     written = (tmp_path / "fit_language_text.txt").read_text()
@@ -82,7 +83,7 @@ def test_command_writes_text_and_pictures(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["language", "--num-layers", "3"], "num_expert_blocks must be between 1 and 2, got 3"),
-        (["language", "--baseline", "neural"], "no neural baseline"),
+        (["language", "--baseline", "neural"], "no baseline that is a network"),
         (["language", "--load-balancing", "0.1"], "load_balancing=0.1"),
         (["language", "--batch-size", "0"], "batch_size must be a positive int, got 0"),
         (["language", "--sample-text", "-1"], "got -1 for language"),

@@ -23,7 +23,7 @@ SECTIONS = (
     "Expert use",
 )
 RUNS = {
-    "piecewise": "piecewise --num-epochs 12 --num-seeds 2 --dtype float64",
+    "piecewise": "piecewise --assignment gumbel-matching --num-epochs 12 --num-seeds 2 --dtype float64",
     "digits": "digits --num-epochs 2 --batch-size 400 --num-layers 2 --num-experts 3 --assignment skip --serve sample",
 }
 
