@@ -22,6 +22,10 @@ class Serve(StrEnum):
     SAMPLE = "sample"
 
 
+class MissingPluginError(ValueError):
+    """A run needs a plugin that has not been loaded; the message says which."""
+
+
 @dataclass(frozen=True)
 class FitConfig:
     """
@@ -124,7 +128,7 @@ class FitConfig:
     def of_plain(cls, values: dict[str, Any], plugins: list[str]) -> Self:
         """
         :param plugins: that the run was made with.
-        :raises UnknownNameError: on a name that the registry does not have; it tells the plugins.
+        :raises MissingPluginError: on a name that the registry does not have, where the run had plugins.
         :raises ValueError: if it is not what :meth:`plain` returned.
         """
         hints = get_type_hints(cls)
@@ -137,7 +141,7 @@ class FitConfig:
             if not missing:
                 raise
             again = " ".join(f"--plugin {shlex.quote(plugin)}" for plugin in missing)
-            raise UnknownNameError(f"{error}; the run was made with a plugin: give {again}") from error
+            raise MissingPluginError(f"{error}; the run was made with a plugin: give {again}") from error
 
     def of_seed(self, seed: int) -> dict[str, Any]:
         """What a checkpoint of one of the seeds belongs to."""

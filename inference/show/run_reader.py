@@ -7,9 +7,8 @@ from pathlib import Path
 import pandas as pd
 
 from inference.registry.builtin import REGISTRY
-from inference.registry.names import UnknownNameError
 from inference.runs.checkpoint import CheckpointError, differences, load_checkpoint
-from inference.runs.config import FitConfig
+from inference.runs.config import FitConfig, MissingPluginError
 from inference.runs.run_folder import RunFolder
 from inference.tasks import Task
 from inference.training.run import Fit
@@ -61,7 +60,7 @@ def read_run(path: Path) -> Run:
         raise ValueError(f"{path} is not the folder of a run: it has no {folder.config.name}; give the --out of a fit")
     try:
         config = FitConfig.of_plain(options, folder.read_plugins())
-    except UnknownNameError as error:
+    except MissingPluginError as error:
         raise ValueError(f"{folder.config}: {error}") from error
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder.config} is damaged ({error}): put a copy in its place") from error
