@@ -54,6 +54,11 @@ def nested_forward_mode() -> bool:
     return stack is not None and sum(level.key() == TransformType.Jvp for level in stack) > 1
 
 
+def transforming() -> bool:
+    """Whether a transform of torch.func or forward mode runs, which wants operations that torch knows all about."""
+    return bool(get_interpreter_stack()) or forward_ad._current_level >= 0
+
+
 def carries_derivative(tensor: Tensor) -> bool:
     """Whether somebody may ask for a derivative through a tensor, in reverse or in forward mode."""
     if tensor.requires_grad or torch.compiler.is_compiling():

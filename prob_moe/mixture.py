@@ -18,9 +18,11 @@ from prob_moe.layer.parts import (
     check_experts,
     check_observations,
     likelihood_of,
+    limit_of,
     outside_plate,
     process,
     router_logits,
+    slots_for,
 )
 from prob_moe.numerics._compiled import leaves_torch
 from prob_moe.padding import fill
@@ -150,7 +152,8 @@ class MixtureOfExperts(PyroModule):
         assignment = outside_plate(z, event_dim=2)
         x = x.expand(*assignment.shape[:-2], *x.shape[-2:])
         present = None if mask is None else mask.expand(x.shape[:-1])
-        out = self.experts(x, assignment, capacity=routing.slots, num_selected=self.num_selected, mask=present)
+        slots = slots_for(self.experts, x, limit_of(routing))
+        out = self.experts(x, assignment, capacity=slots, num_selected=self.num_selected, mask=present)
         return SelectedMixture(
             outside_plate(routing.log_importance_weights(z), event_dim=2).to(out.dtype),
             outside_plate(routing.router_log_prob(z), event_dim=2),

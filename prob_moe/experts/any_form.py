@@ -11,7 +11,7 @@ from torch.func import functional_call, stack_module_state
 from torch.overrides import handle_torch_function, has_torch_function
 
 from prob_moe.experts.gather import combine, dispatch
-from prob_moe.experts.plan import dispatch_plan, flat_entries
+from prob_moe.experts.plan import dispatch_plan, expert_loads, flat_entries, room_for_all
 
 
 class SlotExperts(nn.Module, ABC):
@@ -58,7 +58,7 @@ class SlotExperts(nn.Module, ABC):
         x: Tensor,
         assignment: Tensor,
         *,
-        capacity: int,
+        capacity: int | None = None,
         num_selected: int | None = None,
         mask: Tensor | None = None,
         validate_args: bool | None = None,
@@ -66,13 +66,15 @@ class SlotExperts(nn.Module, ABC):
         """
         :param x: (*batch, n, d); leading dimensions broadcast to those of the assignment.
         :param assignment: long (*batch, n); e for expert e, ~e for dropped.
-        :param capacity: c, slots of every expert.
+        :param capacity: c, slots of every expert; None for those that the largest load wants, a wait for the device.
         :param num_selected: m experts for every datapoint: then the assignment is (*batch, m, n), and so is the output.
         :param mask: bool (*batch, n); False for padding, which takes no slot.
         :param validate_args: whether to check the assignment's values.
         :returns: (*batch, n, out), or (*batch, m, n, out); zero rows where dropped or masked.
         """
         entries, present = flat_entries(assignment, num_selected, mask)
+        if capacity is None:
+            capacity = room_for_all(expert_loads(entries, self.num_experts, present))
         plan = dispatch_plan(entries, self.num_experts, capacity, present, validate_args=validate_args)
         out = combine(self.forward_dispatched(dispatch(x, plan, num_selected=num_selected or 1)), plan)
         return out if num_selected is None else out.unflatten(-2, assignment.shape[-2:])

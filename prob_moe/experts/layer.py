@@ -8,8 +8,15 @@ from torch import Tensor, nn
 
 from prob_moe.experts.functional import batched_linear, expert_forward
 from prob_moe.experts.gather import combine, dispatch
-from prob_moe.experts.plan import dispatch_plan, flat_entries
-from prob_moe.experts.validation import check_features, check_positive_int
+from prob_moe.experts.plan import dispatch_plan, expert_loads, flat_entries, room_for_all
+from prob_moe.experts.sorting import sorted_experts, sorting_pays
+from prob_moe.experts.validation import (
+    check_features,
+    check_plan_shapes,
+    check_plan_values,
+    check_positive_int,
+    should_check_values,
+)
 
 
 class BatchedLinear(nn.Module):
@@ -66,9 +73,11 @@ class BatchedExperts(nn.Module):
     """
     k experts, y_i = f_{e(i)}(x_i), each applied to the datapoints that an assignment gives to it.
 
-    An expert is linear, or has one hidden layer: f_e(x) = activation(x W_e + b_e) V_e + a_e. Shapes are fixed,
-    (k, c, d) whatever the assignment, so a step costs two batched matrix products of k·c rows and two gathers; it is
-    deterministic, never waits for the device (but for the optional checks), and compiles without a graph break. Leading
+    An expert is linear, or has one hidden layer: f_e(x) = activation(x W_e + b_e) V_e + a_e. With a capacity shapes are
+    fixed, (k, c, d) whatever the assignment, so a step costs two batched matrix products of k·c rows and two gathers;
+    it is deterministic, never waits for the device (but for the optional checks), and compiles without a graph break.
+    Without, the cost follows the datapoints: the loads are looked at, and the products have as many rows as the largest
+    load wants of every expert, or, on the processor where it is faster, those of the datapoints and no others. Leading
     dimensions of the data share the parameters.
 
         >>> layer = BatchedExperts(num_experts=4, in_features=8, hidden_features=32, out_features=3)
@@ -135,7 +144,7 @@ class BatchedExperts(nn.Module):
         x: Tensor,
         assignment: Tensor,
         *,
-        capacity: int,
+        capacity: int | None = None,
         num_selected: int | None = None,
         mask: Tensor | None = None,
         validate_args: bool | None = None,
@@ -143,7 +152,8 @@ class BatchedExperts(nn.Module):
         """
         :param x: (*batch, n, d); leading dimensions broadcast to those of the assignment.
         :param assignment: long (*batch, n); e for expert e, ~e for dropped. The batch ends with ``batch_shape``.
-        :param capacity: c, slots of every expert.
+        :param capacity: c, slots of every expert, which fixes all shapes; None for room for all, whatever is fastest,
+            which waits for the device.
         :param num_selected: m experts for every datapoint: then the assignment is (*batch, m, n), and so is the output.
         :param mask: bool (*batch, n); False for padding, which takes no slot.
         :param validate_args: whether to check the assignment's values, see :func:`dispatch_plan`.
@@ -152,7 +162,6 @@ class BatchedExperts(nn.Module):
         :raises ValueError: an argument does not fit, see :func:`dispatch_plan`.
         """
         entries, present = flat_entries(assignment, num_selected, mask)
-        plan = dispatch_plan(entries, self.num_experts, capacity, present, validate_args=validate_args)
         batch, n = entries.shape[:-1], assignment.shape[-1]
         if tuple(batch[len(batch) - len(self.batch_shape) :]) != self.batch_shape:
             raise ValueError(
@@ -160,10 +169,27 @@ class BatchedExperts(nn.Module):
                 f"batch_shape {tuple(self.batch_shape)}, but has shape {tuple(assignment.shape)}; use assignment.expand"
             )
         check_features("x", x, (n, self.in_features), batch)
-        out = combine(self.forward_dispatched(dispatch(x, plan, num_selected=num_selected or 1)), plan)
+        if capacity is None:
+            out = self._with_room_for_all(x, entries, present, num_selected or 1, validate_args)
+        else:
+            plan = dispatch_plan(entries, self.num_experts, capacity, present, validate_args=validate_args)
+            out = combine(self.forward_dispatched(dispatch(x, plan, num_selected=num_selected or 1)), plan)
         if num_selected is not None:
             out, x = out.unflatten(-2, (num_selected, n)), x.unsqueeze(-3)
         return x + out if self.residual else out
+
+    def _with_room_for_all(
+        self, x: Tensor, entries: Tensor, present: Tensor | None, num_selected: int, validate_args: bool | None
+    ) -> Tensor:
+        check_plan_shapes(entries, self.num_experts, 1, present)
+        loads = expert_loads(entries, self.num_experts, present)
+        weights = self._weights()
+        if not sorting_pays(loads, [weight for weight in weights[::2] if weight is not None]):
+            plan = dispatch_plan(entries, self.num_experts, room_for_all(loads), present, validate_args=validate_args)
+            return combine(self.forward_dispatched(dispatch(x, plan, num_selected=num_selected)), plan)
+        if should_check_values(entries, validate_args):
+            check_plan_values(entries, loads, entries.shape[-1], present)
+        return sorted_experts(x, entries, present, *weights, self.activation, num_selected)
 
     def forward_dispatched(self, inputs: Tensor) -> Tensor:
         """
@@ -172,15 +198,12 @@ class BatchedExperts(nn.Module):
         :param inputs: (*batch, k, c, d), as :func:`dispatch` makes it.
         :return: (*batch, k, c, out_features).
         """
-        hidden = self.hidden
-        return expert_forward(
-            inputs,
-            None if hidden is None else hidden.weight,
-            None if hidden is None else hidden.bias,
-            self.output.weight,
-            self.output.bias,
-            self.activation,
-        )
+        return expert_forward(inputs, *self._weights(), self.activation)
+
+    def _weights(self) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor | None]:
+        """What :func:`expert_forward` takes: weight and bias of the hidden layer, and of the output."""
+        hidden = (None, None) if self.hidden is None else (self.hidden.weight, self.hidden.bias)
+        return (*hidden, self.output.weight, self.output.bias)
 
     def dense(self, x: Tensor) -> Tensor:
         """

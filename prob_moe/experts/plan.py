@@ -51,6 +51,24 @@ def flat_entries(assignment: Tensor, num_selected: int | None, mask: Tensor | No
     return assignment.flatten(-2), mask.unsqueeze(-2).expand(assignment.shape).flatten(-2)
 
 
+def expert_loads(assignment: Tensor, num_experts: int, mask: Tensor | None = None) -> Tensor:
+    """
+    :param assignment: long (*batch, n), as :func:`dispatch_plan` takes it.
+    :param mask: bool (*batch, n), or None.
+    :return: how many datapoints every expert processes, long (*batch, k).
+    """
+    processed = (assignment >= 0) & (assignment < num_experts)
+    if mask is not None:
+        processed = processed & mask
+    zeros = torch.zeros(*assignment.shape[:-1], num_experts, dtype=torch.long, device=assignment.device)
+    return zeros.scatter_add(-1, torch.where(processed, assignment, 0), processed.long())
+
+
+def room_for_all(loads: Tensor) -> int:
+    """:return: how many slots the largest load wants, at least 1. Waits for the device."""
+    return max(1, int(loads.max().item())) if loads.numel() else 1
+
+
 def dispatch_plan(
     assignment: Tensor,
     num_experts: int,

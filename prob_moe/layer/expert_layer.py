@@ -4,7 +4,6 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any, Literal
 
 import pyro
@@ -22,15 +21,16 @@ from prob_moe.layer.parts import (
     baseline_infer,
     check_datapoints,
     experts_of,
-    largest_load,
+    limit_of,
     linear_router,
     outside_plate,
     router_logits,
     rule_of,
+    slots_for,
 )
 from prob_moe.layer.recording import RecordedLayer, Visit, recorder, without_padding
 from prob_moe.layer.replaying import as_drawn, replayed_layer, replaying
-from prob_moe.layer.rule_parts import chosen_experts, with_experts, with_slots
+from prob_moe.layer.rule_parts import chosen_experts, sparse_routing, with_experts, with_slots
 from prob_moe.numerics._compiled import leaves_torch
 from prob_moe.recomputation import recomputing
 from prob_moe.rules import Routing, RoutingRule, load_balancing_loss
@@ -68,8 +68,9 @@ class ExpertLayer(nn.Module):
     :param capacity: the most datapoints that an expert processes in a batch element; or
     :param capacity_factor: capacity = ceil(capacity_factor * n / k), padding not counted. A distribution without limit
         and a rule need neither.
-    :param slots: slots that an expert has where there is no limit: ``"load"``, as many as the largest load needs, which
-        waits for the device; or an int, which fixes the shape, and is an error where it does not suffice.
+    :param slots: ``"load"``: the cost follows the datapoints (slots for the largest load, or products on rows sorted by
+        expert, whatever is faster), which waits for the device where there is no limit; or an int, the slots that an
+        expert has where there is no limit, which fixes all shapes, and is an error where it does not suffice.
     :param name: of the sample site and in records; unique in a network, so that the layer is called once. None for the
         layer's path in the network, with a number behind it where the layer is called again.
     :param baseline: a :class:`~prob_moe.estimators.Baseline` such as ``DecayingAverage()``; or a module (*batch, n, d)
@@ -194,7 +195,7 @@ class ExpertLayer(nn.Module):
         favourites = logits.argmax(-1)
         if mask is not None:
             favourites = favourites.masked_fill(~mask, -1)
-        slots = largest_load(favourites, logits.shape[-1]) if self.slots == "load" else x.shape[-2]
+        slots = None if self.slots == "load" else x.shape[-2]
         out = self.experts(x, favourites, capacity=slots, mask=mask)
         recorded = RecordedLayer(without_padding(favourites, mask), None, logits.shape[-1])
         return out, Visit("", recorded, logits.new_zeros(logits.shape[:-2]))
@@ -276,20 +277,22 @@ class ExpertLayer(nn.Module):
         return law
 
     def _process(self, x: Tensor, value: Tensor, routing: AssignmentDistribution, mask: Tensor | None) -> Tensor:
-        slots = routing.slots
-        if routing.capacity is None:
-            slots = largest_load(value, routing.num_experts) if self.slots == "load" else int(self.slots)
+        slots = self._slots(x, limit_of(routing))
         out: Tensor = self.experts(x, value, capacity=slots, mask=mask)
         return out
 
+    def _slots(self, x: Tensor, limit: int | None) -> int | None:
+        if self.slots == "load":
+            return slots_for(self.experts, x, limit)
+        return int(self.slots) if limit is None else limit
+
     def _output(self, routing: Routing, x: Tensor, *, limited: bool) -> Tensor:
         assert self.rule is not None
-        if not limited or (self.rule.capacity is None and self.rule.capacity_factor is None):
-            chosen = chosen_experts(routing)
-            if chosen is not None:
-                load = partial(largest_load, chosen.flatten(-2), self.experts.num_experts)
-                fixed = load() if self.slots == "load" else int(self.slots) if limited else x.shape[-2]
-                routing = with_slots(routing, fixed)
+        sparse = sparse_routing(routing)
+        if sparse is not None:
+            bounded = limited and (self.rule.capacity is not None or self.rule.capacity_factor is not None)
+            fixed = not limited and self.slots != "load"
+            routing = with_slots(routing, x.shape[-2] if fixed else self._slots(x, sparse.slots if bounded else None))
         return routing.output(self.experts, x)
 
     def _balance(self, logits: Tensor, mask: Tensor | None) -> Tensor:

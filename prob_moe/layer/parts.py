@@ -6,12 +6,11 @@ from typing import Any
 
 import torch
 from pyro.distributions import TorchDistribution
-from pyro.ops.provenance import detach_provenance
 from torch import Tensor, nn
 
 from prob_moe.distributions import AssignmentDistribution
 from prob_moe.distributions.checks import check_mask
-from prob_moe.distributions.support import expert_counts, router_choices
+from prob_moe.distributions.support import router_choices
 from prob_moe.estimators.baselines import Baseline, Network
 from prob_moe.estimators.site_baselines import check_baseline_options
 from prob_moe.experts import BatchedExperts, ModuleExperts, SlotExperts, StackedExperts
@@ -91,24 +90,28 @@ def process(
     The expert layer under an assignment.
 
     :param everybody: whether a dropped datapoint is processed too, by the expert that its router chose: in
-        predictions, which must not invent an output. The experts then have as many slots as there are datapoints.
+        predictions, which must not invent an output.
     :returns: (*batch, n, out); zeros where dropped, and in padding.
     """
     if everybody and routing.drops:
-        return experts(x, router_choices(assignment), capacity=x.shape[-2], mask=mask)
-    return experts(x, assignment, capacity=routing.slots, mask=mask)
+        return experts(x, router_choices(assignment), capacity=slots_for(experts, x, None), mask=mask)
+    return experts(x, assignment, capacity=slots_for(experts, x, limit_of(routing)), mask=mask)
 
 
-def largest_load(assignment: Tensor, num_experts: int) -> int:
+def limit_of(routing: AssignmentDistribution) -> int | None:
+    """:returns: the most datapoints that an expert can get, a static int; None where there is no limit."""
+    return None if routing.capacity is None else routing.slots
+
+
+def slots_for(experts: nn.Module, x: Tensor, limit: int | None) -> int | None:
     """
-    Waits for the device.
-
-    :param assignment: (*batch, n).
-    :returns: the most datapoints that an expert processes, at least 1: slots enough for it.
+    :param limit: the most datapoints that an expert can get, or None.
+    :returns: the slots to give to every expert; None for experts that look at the loads, and do what is fastest.
     """
-    plain = detach_provenance(assignment)
-    loads = expert_counts(router_choices(plain), plain >= 0, num_experts)
-    return max(1, int(loads.max())) if loads.numel() else 1
+    # A processor has the loads at once. Another device would wait for them, and slots within the limit waste little.
+    if isinstance(experts, BatchedExperts | SlotExperts) and (limit is None or not x.is_cuda):
+        return None
+    return x.shape[-2] if limit is None else limit
 
 
 def outside_plate(z: Tensor, event_dim: int = 1) -> Tensor:

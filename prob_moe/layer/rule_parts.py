@@ -7,20 +7,25 @@ import torch
 from torch import Tensor
 
 from prob_moe.distributions.support import router_choices
-from prob_moe.layer.parts import largest_load
 from prob_moe.layer.recording import MISSING, RecordedLayer
 from prob_moe.rules import Routing, RoutingRule, SparseRouting, StraightThroughRouting
 
 AnyRouting = TypeVar("AnyRouting", bound=Routing)
 
 
-def chosen_experts(routing: Routing) -> Tensor | None:
-    """:returns: the assignment, long (*batch, m, n); None where datapoints are not given to experts of their own."""
+def sparse_routing(routing: Routing) -> SparseRouting | None:
+    """:returns: who goes to which expert; None where datapoints are not given to experts of their own."""
     sparse = routing.sparse if isinstance(routing, StraightThroughRouting) else routing
-    return sparse.assignment if isinstance(sparse, SparseRouting) else None
+    return sparse if isinstance(sparse, SparseRouting) else None
 
 
-def with_slots(routing: Routing, slots: int) -> Routing:
+def chosen_experts(routing: Routing) -> Tensor | None:
+    """:returns: the assignment, long (*batch, m, n), of a sparse routing."""
+    sparse = sparse_routing(routing)
+    return None if sparse is None else sparse.assignment
+
+
+def with_slots(routing: Routing, slots: int | None) -> Routing:
     """:returns: the same sparse routing with another number of slots of an expert."""
     if isinstance(routing, StraightThroughRouting):
         return replace(routing, sparse=replace(routing.sparse, slots=slots))
@@ -52,11 +57,10 @@ def with_experts(
     choices = router_choices(value)
     if int(choices.max()) >= num_experts:
         raise ValueError(f"the record names expert {int(choices.max())} of {num_experts}")
-    slots = largest_load(value.flatten(-2), num_experts)
     gate, carry = rule.gates(rule.prepare(logits, mask)[0], choices)
     if carry is not None and mask is not None:
         carry = torch.where(mask, carry, 0.0)
     if isinstance(routing, StraightThroughRouting):
-        return replace(routing, sparse=replace(routing.sparse, assignment=value, gate=gate.detach(), slots=slots))
+        return replace(routing, sparse=replace(routing.sparse, assignment=value, gate=gate.detach(), slots=None))
     assert isinstance(routing, SparseRouting)
-    return replace(routing, assignment=value, gate=gate, slots=slots, carry=carry)
+    return replace(routing, assignment=value, gate=gate, slots=None, carry=carry)

@@ -43,14 +43,15 @@ class SparseRouting(Routing):
 
     :param assignment: long (*batch, m, n), coded as an assignment distribution's value: e, or ``~e`` where dropped.
     :param gate: g, (*batch, m, n). What is dropped contributes 0, whatever its gate.
-    :param slots: slots of an expert, an int: no batch element gives it more datapoints, over all m choices.
+    :param slots: slots of an expert, an int: no batch element gives it more datapoints, over all m choices. None for
+        experts to find out by themselves, which waits for the device.
     :param loss: (*batch).
     :param carry: r, (*batch, n): share of the input that passes by the experts, 0 for padding; None for 0.
     """
 
     assignment: Tensor
     gate: Tensor
-    slots: int
+    slots: int | None
     loss: Tensor
     carry: Tensor | None = None
 

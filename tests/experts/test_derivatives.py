@@ -11,21 +11,22 @@ from prob_moe.experts import BatchedExperts
 ASSIGNMENT = torch.tensor([0, 1, 2, 0, 1, -1])
 
 
-def setting(hidden: int | None) -> tuple[Tensor, dict[str, Tensor], Callable[..., Tensor]]:
+def setting(hidden: int | None, capacity: int | None) -> tuple[Tensor, dict[str, Tensor], Callable[..., Tensor]]:
     torch.manual_seed(0)
     layer = BatchedExperts(3, 3, hidden, 2, dtype=torch.float64)
     parameters = {name: parameter.detach() for name, parameter in layer.named_parameters()}
 
     def loss(x: Tensor, parameters: dict[str, Tensor]) -> Tensor:
-        out = torch.func.functional_call(layer, parameters, (x, ASSIGNMENT), dict(capacity=2))
+        out = torch.func.functional_call(layer, parameters, (x, ASSIGNMENT), dict(capacity=capacity))
         return out.square().sum()
 
     return torch.randn(6, 3, dtype=torch.float64), parameters, loss
 
 
+@pytest.mark.parametrize("capacity", [2, None])
 @pytest.mark.parametrize("hidden", [None, 5])
-def test_second_derivatives_in_every_order(hidden: int | None) -> None:
-    x, parameters, loss = setting(hidden)
+def test_second_derivatives_in_every_order(hidden: int | None, capacity: int | None) -> None:
+    x, parameters, loss = setting(hidden, capacity)
     jacfwd, jacrev = torch.func.jacfwd, torch.func.jacrev
     for argnum in (0, 1):
         expected = torch.func.jacrev(torch.func.jacrev(loss, argnum), argnum)(x, parameters)
@@ -41,9 +42,10 @@ def test_second_derivatives_in_every_order(hidden: int | None) -> None:
     assert finite.abs().max() > 1e-4
 
 
+@pytest.mark.parametrize("capacity", [2, None])
 @pytest.mark.parametrize("hidden", [None, 5])
-def test_forward_mode_and_maps(hidden: int | None) -> None:
-    x, parameters, loss = setting(hidden)
+def test_forward_mode_and_maps(hidden: int | None, capacity: int | None) -> None:
+    x, parameters, loss = setting(hidden, capacity)
     along = {name: torch.randn_like(value) for name, value in parameters.items()}
     gradient = torch.func.grad(loss, 1)(x, parameters)
     expected = torch.stack([(gradient[name] * along[name]).sum() for name in along]).sum()

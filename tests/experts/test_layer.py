@@ -2,10 +2,18 @@ import pytest
 import torch
 from pyro.ops.provenance import get_provenance, track_provenance
 
-from prob_moe.experts import BatchedExperts
+from prob_moe.experts import BatchedExperts, sorting
 from tests.experts.oracle import expert, loop, random_assignment
 
 K, D, OUT = 3, 4, 4
+
+
+@pytest.fixture(params=["slots", "slots for the largest load", "sorted rows"])
+def room(request, monkeypatch):
+    """From a capacity to the argument that makes the layer go one of its ways."""
+    calls_cost = {"slots for the largest load": 2**62, "sorted rows": -1}.get(request.param)
+    monkeypatch.setattr(sorting, "MULTIPLICATIONS_PER_EXPERT", calls_cost)
+    return lambda capacity: capacity if calls_cost is None else None
 
 
 def _gradients(layer, x, output, weights):
@@ -43,26 +51,26 @@ def _data(*batch, n=10, capacity=4):
     ],
     ids=str,
 )
-def test_equals_loop(batch, masked, options):
+def test_equals_loop(batch, masked, options, room):
     layer = BatchedExperts(**{**_sizes(), **options}, dtype=torch.float64)
     x, assignment = _data(*batch)
     mask = torch.rand(assignment.shape) < 0.7 if masked else None
-    _assert_equals_loop(layer, x, assignment, 4, mask)
+    _assert_equals_loop(layer, x, assignment, room(4), mask)
 
 
 @pytest.mark.parametrize("hidden", [None, 6])
 @pytest.mark.parametrize("batch", [(), (3,), (3, 1)])
 @pytest.mark.parametrize("models", [(2,), (2, 2)])
-def test_independent_sets_of_experts_equal_loop(hidden, batch, models):
+def test_independent_sets_of_experts_equal_loop(hidden, batch, models, room):
     layer = BatchedExperts(K, D, hidden, OUT, batch_shape=models, dtype=torch.float64)
     x, assignment = _data(*batch, *models)
-    _assert_equals_loop(layer, x, assignment, 4)
+    _assert_equals_loop(layer, x, assignment, room(4))
 
 
-def test_data_are_shared_by_independent_sets_of_experts():
+def test_data_are_shared_by_independent_sets_of_experts(room):
     layer = BatchedExperts(K, D, None, OUT, batch_shape=(5,), dtype=torch.float64)
     x, _ = _data()
-    _assert_equals_loop(layer, x, random_assignment(5, 10, num_experts=K, capacity=4), 4)
+    _assert_equals_loop(layer, x, random_assignment(5, 10, num_experts=K, capacity=4), room(4))
 
 
 EDGES = {
@@ -76,24 +84,24 @@ EDGES = {
 
 @pytest.mark.parametrize("edge", EDGES)
 @pytest.mark.parametrize("batch", [(), (2,)])
-def test_edges_equal_loop(edge, batch):
+def test_edges_equal_loop(edge, batch, room):
     assignment, mask = (None if part is None else part.expand(*batch, -1) for part in EDGES[edge])
     layer = BatchedExperts(**_sizes(), dtype=torch.float64)
     x = torch.randn(*assignment.shape, D, dtype=torch.float64, requires_grad=True)
     if assignment.numel():
-        _assert_equals_loop(layer, x, assignment, 2, mask)
+        _assert_equals_loop(layer, x, assignment, room(2), mask)
     else:
-        output = layer(x, assignment, capacity=2)
+        output = layer(x, assignment, capacity=room(2))
         assert output.shape == (*batch, 0, OUT)
         for gradient in _gradients(layer, x, output, 1.0):
             assert (gradient == 0).all()
 
 
-def test_dropped_and_masked_datapoints_get_no_gradient():
+def test_dropped_and_masked_datapoints_get_no_gradient(room):
     layer = BatchedExperts(**_sizes())
     x = torch.randn(4, D, requires_grad=True)
     mask = torch.tensor([True, True, True, False])
-    layer(x, torch.tensor([0, ~0, 1, 2]), capacity=2, mask=mask).sum().backward()
+    layer(x, torch.tensor([0, ~0, 1, 2]), capacity=room(2), mask=mask).sum().backward()
     assert (x.grad != 0).any(-1).tolist() == [True, False, True, False]
 
 
@@ -112,7 +120,7 @@ def test_dense_equals_loop(hidden, models):
 
 
 @pytest.mark.parametrize("activation", [torch.relu, torch.tanh])
-def test_gradcheck(activation):
+def test_gradcheck(activation, room):
     layer = BatchedExperts(2, 2, 3, 2, activation=activation, dtype=torch.float64)
     x = torch.randn(5, 2, dtype=torch.float64, requires_grad=True)
     assignment = torch.tensor([1, 0, ~0, 1, 0])
@@ -120,19 +128,19 @@ def test_gradcheck(activation):
 
     def output(x, *parameters):
         replaced = dict(zip(names, parameters))
-        return torch.func.functional_call(layer, replaced, (x, assignment), {"capacity": 3})
+        return torch.func.functional_call(layer, replaced, (x, assignment), {"capacity": room(3)})
 
     assert torch.autograd.gradcheck(output, (x, *layer.parameters()))
     assert torch.autograd.gradgradcheck(output, (x, *layer.parameters()))
 
 
-def test_function_transforms_equal_loop():
+def test_function_transforms_equal_loop(room):
     layer = BatchedExperts(**_sizes(), dtype=torch.float64)
     x, assignment = _data()
     xs = torch.stack([x.detach(), torch.randn_like(x)])
 
     def loss(parameters, x):
-        return torch.func.functional_call(layer, parameters, (x, assignment), {"capacity": 4}).square().sum()
+        return torch.func.functional_call(layer, parameters, (x, assignment), {"capacity": room(4)}).square().sum()
 
     parameters = {name: parameter.detach() for name, parameter in layer.named_parameters()}
     gradients = torch.vmap(torch.func.grad(loss), (None, 0))(parameters, xs)
@@ -142,33 +150,33 @@ def test_function_transforms_equal_loop():
             torch.testing.assert_close(gradient[i], truth, rtol=1e-10, atol=1e-12)
 
 
-def test_provenance_and_gradients_survive_a_tracked_assignment():
+def test_provenance_and_gradients_survive_a_tracked_assignment(room):
     layer = BatchedExperts(**_sizes(), dtype=torch.float64)
     x, assignment = _data()
-    tracked = layer(x, track_provenance(assignment, frozenset({"z"})), capacity=4)
+    tracked = layer(x, track_provenance(assignment, frozenset({"z"})), capacity=room(4))
     assert get_provenance(tracked) == {"z"}
     gradients = _gradients(layer, x, tracked, 1.0)
     for gradient, exact in zip(gradients, _gradients(layer, x, loop(layer, x, assignment), 1.0)):
         torch.testing.assert_close(gradient, exact, rtol=1e-10, atol=1e-12)
 
 
-def test_gradients_that_are_differentiated_again_are_not_overwritten():
+def test_gradients_that_are_differentiated_again_are_not_overwritten(room):
     layer = BatchedExperts(**_sizes(), dtype=torch.float64)
     x, assignment = _data()
-    output = layer(x, assignment, capacity=4)
+    output = layer(x, assignment, capacity=room(4))
     for create_graph in (True, False, False):
         (gradient,) = torch.autograd.grad(output.sum(), x, create_graph=create_graph, retain_graph=True)
         (exact,) = torch.autograd.grad(loop(layer, x, assignment).sum(), x)
         torch.testing.assert_close(gradient, exact, rtol=1e-10, atol=1e-12)
 
 
-def test_deterministic():
+def test_deterministic(room):
     layer = BatchedExperts(8, 16, 32, 16)
     x = torch.randn(200, 16, requires_grad=True)
     assignment = random_assignment(200, num_experts=8, capacity=30)
     torch.use_deterministic_algorithms(True)
     try:
-        runs = [layer(x, assignment, capacity=30) for _ in range(2)]
+        runs = [layer(x, assignment, capacity=room(30)) for _ in range(2)]
         gradients = [_gradients(layer, x, run, 1.0) for run in runs]
     finally:
         torch.use_deterministic_algorithms(False)
@@ -202,6 +210,9 @@ def test_wrong_argument_is_named():
         layer(torch.zeros(3, 5), assignment, capacity=3)
     with pytest.raises(ValueError, match="more than capacity=2"):
         layer(torch.zeros(3, 4), assignment, capacity=2)
+    for unknown in (3, ~3):
+        with pytest.raises(ValueError, match=r"experts 0..2, or ~e where e was dropped, but names expert 3"):
+            layer(torch.zeros(3, 4), torch.full((3,), unknown))
     with pytest.raises(ValueError, match=r"x must have shape \(\*batch, n, 4\)"):
         layer.dense(torch.zeros(3, 5))
     stacked = BatchedExperts(**_sizes(), batch_shape=(2,))
@@ -215,14 +226,14 @@ def _sizes():
 
 @pytest.mark.parametrize("batch", [(), (2,)])
 @pytest.mark.parametrize("options", [{}, {"residual": True}], ids=str)
-def test_several_experts_per_datapoint_are_as_many_entries(batch, options):
+def test_several_experts_per_datapoint_are_as_many_entries(batch, options, room):
     layer = BatchedExperts(**{**_sizes(), **options}, dtype=torch.float64)
     x, entries = (
         torch.randn(*batch, 5, D, dtype=torch.float64),
         random_assignment(*batch, 10, num_experts=K, capacity=4),
     )
     mask = torch.rand(*batch, 5) < 0.7
-    out = layer(x, entries.unflatten(-1, (2, 5)), capacity=4, num_selected=2, mask=mask)
+    out = layer(x, entries.unflatten(-1, (2, 5)), capacity=room(4), num_selected=2, mask=mask)
     expected = layer(torch.cat([x, x], -2), entries, capacity=4, mask=torch.cat([mask, mask], -1))
     torch.testing.assert_close(out, expected.unflatten(-2, (2, 5)))
     for bad, message in (
@@ -231,4 +242,4 @@ def test_several_experts_per_datapoint_are_as_many_entries(batch, options):
         (dict(assignment=entries, num_selected=0), "num_selected must be a positive int"),
     ):
         with pytest.raises(ValueError, match=message):
-            layer(x, bad.pop("assignment"), capacity=4, **bad)
+            layer(x, bad.pop("assignment"), capacity=room(4), **bad)

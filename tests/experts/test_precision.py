@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from prob_moe.experts import BatchedExperts
+from prob_moe.experts import BatchedExperts, sorting
 from tests.compiler import needs_compiler
 from tests.experts.oracle import loop, random_assignment
 
@@ -33,18 +33,22 @@ def _assert_rounding_only(layer, x, assignment, output, eps):
         assert (value.double() - truth).norm() <= 8 * eps * truth.norm()
 
 
+@pytest.mark.parametrize("capacity", [10, None])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_dtype(dtype):
+def test_dtype(dtype, capacity, monkeypatch):
+    monkeypatch.setattr(sorting, "MULTIPLICATIONS_PER_EXPERT", -1)
     layer, x, assignment = _case(dtype)
-    output = layer(x, assignment, capacity=10)
+    output = layer(x, assignment, capacity=capacity)
     assert output.dtype == dtype
     _assert_rounding_only(layer, x, assignment, output, torch.finfo(dtype).eps)
 
 
-def test_autocast():
+@pytest.mark.parametrize("capacity", [10, None])
+def test_autocast(capacity, monkeypatch):
+    monkeypatch.setattr(sorting, "MULTIPLICATIONS_PER_EXPERT", -1)
     layer, x, assignment = _case(torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        output = layer(x, assignment, capacity=10)
+        output = layer(x, assignment, capacity=capacity)
     assert output.dtype == torch.bfloat16
     _assert_rounding_only(layer, x, assignment, output, torch.finfo(torch.bfloat16).eps)
 
