@@ -9,7 +9,7 @@ from prob_moe.estimators.baselines import (
     Predicted,
     Sum,
 )
-from prob_moe.estimators.functional import balanced_surrogate, router_surrogate
+from prob_moe.estimators.functional import balanced_surrogate, router_surrogate, selected_surrogate
 from prob_moe.estimators.right_ways import RIGHT_WAYS
 from prob_moe.estimators.site_baselines import BaselineOptions
 from prob_moe.estimators.trace_balanced_elbo import TraceBalanced_ELBO
@@ -31,4 +31,5 @@ __all__ = [
     "TraceRouting_ELBO",
     "balanced_surrogate",
     "router_surrogate",
+    "selected_surrogate",
 ]

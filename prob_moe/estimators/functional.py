@@ -42,6 +42,35 @@ def router_surrogate(cost: Tensor, weight: Tensor, scores: Iterable[tuple[Tensor
     return surrogate
 
 
+def selected_surrogate(cost: Tensor, weight: Tensor, log_p: Tensor, pair_weight: Tensor | None = None) -> Tensor:
+    r"""
+    The *router objective* from m distinct experts, datapoint by datapoint: value :math:`\sum_j w_{ij} f_{ij}`, and
+    gradient
+
+    .. math:: \sum_j w_{ij} \nabla f_{ij} + \tfrac{1}{2} \sum_{a \ne b} w_{iab}\, (f_{ia} - f_{ib})\,
+        \nabla(\log p_{ia} - \log p_{ib}).
+
+    Without weights of pairs the second part is :math:`\sum_j w_{ij} f_{ij} \nabla\log p_{ij}`. Both are unbiased.
+
+    :param cost: f, (*batch, m, n).
+    :param weight: w = p / pi, (*batch, m, n); where it is 0, nothing counts, not even an infinite or undefined cost.
+    :param log_p: the router's log-probabilities of the selected experts, (*batch, m, n).
+    :param pair_weight: (*batch, m, m, n), from
+        :meth:`~prob_moe.distributions.AssignmentDistribution.pair_weights`; 0 where one of the two was dropped.
+    :returns: (*batch, n).
+    """
+    weight = weight.detach()
+    cost = torch.where(weight > 0, cost, torch.zeros_like(cost))
+    f = cost.detach()
+    if pair_weight is None:
+        score = weight * f
+    else:
+        # Pairs (a, b) and (b, a) say the same, so each expert's score meets its differences once.
+        difference = f.unsqueeze(-2) - f.unsqueeze(-3)
+        score = torch.where(pair_weight > 0, pair_weight * difference, torch.zeros_like(difference)).sum(-2)
+    return (weight * cost + _gradient_only(score * log_p)).sum(-2)
+
+
 def balanced_surrogate(cost: Tensor, score: Tensor, baseline: Tensor | float = 0.0) -> Tensor:
     r"""
     The *balanced objective*, group by group: value f, gradient that of :math:`f + \mathrm{sg}(f - b) \log P(Z)`.

@@ -14,6 +14,7 @@ from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_model_guide_match, check_site_shape, warn_if_nan
 from torch import Tensor
 
+from prob_moe.estimators.particles import stack_particles
 from prob_moe.estimators.reruns import Rerun
 from prob_moe.estimators.site_baselines import SiteBaselines
 from prob_moe.estimators.sites import Program, Site, is_assignment, no_guide, ordinary_sites
@@ -36,8 +37,18 @@ class SurrogateELBO(Trace_ELBO):
         """:returns: the value of a trace, over all particles in it."""
 
     @abstractmethod
-    def _elbo_and_surrogate(self, traces: Iterator[tuple[Trace, Trace]]) -> tuple[Any, Any]:
-        """:returns: value and surrogate, summed over particles."""
+    def _particle(self, model_trace: Trace, guide_trace: Trace) -> tuple[Any, Any, Any]:
+        """
+        :returns: value; surrogate of all that meets no baseline; and what does, as
+            :func:`~prob_moe.estimators.particles.stack_particles` takes it, or None.
+        """
+
+    @abstractmethod
+    def _with_baselines(self, particles: Any) -> Any:
+        """
+        :param particles: what meets baselines, of all particles at once, for some baselines compare them.
+        :returns: its surrogate.
+        """
 
     def _left_out(self, model_trace: Trace, guide_trace: Trace) -> list[str]:
         """:returns: the sites whose joint log-probability is not evaluated: all assignments that are drawn."""
@@ -75,8 +86,14 @@ class SurrogateELBO(Trace_ELBO):
     def _mean_elbo_and_surrogate(
         self, model: Program, guide: Program | None, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Tensor, Tensor]:
-        elbo, surrogate = self._elbo_and_surrogate(self._get_traces(model, guide, args, kwargs))
-        return torch.as_tensor(elbo) / self.num_particles, torch.as_tensor(surrogate) / self.num_particles
+        elbo, surrogate, particles = zip(
+            *[self._particle(*traces) for traces in self._get_traces(model, guide, args, kwargs)], strict=True
+        )
+        total = sum(surrogate)
+        if particles[0] is not None:
+            together = particles[0] if self._particles_in_plate else stack_particles(list(particles))
+            total = total + self._with_baselines(together)
+        return torch.as_tensor(sum(elbo)) / self.num_particles, torch.as_tensor(total) / self.num_particles
 
     # Traces ----------------------------------------------------------------------------------------------------------
 

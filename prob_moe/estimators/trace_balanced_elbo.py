@@ -1,6 +1,5 @@
 """The balanced objective as a Pyro ELBO: the procedure is the model, and runs once."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +10,16 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from prob_moe.estimators.functional import balanced_surrogate
+from prob_moe.estimators.particles import OfParticle
 from prob_moe.estimators.sites import Site, assignment_sites, check_single, present
 from prob_moe.estimators.surrogate_elbo import SurrogateELBO, add_sites
 
 
 @dataclass
-class Scored:
+class Scored(OfParticle):
     """A site with a score function; tensors have one element for each that the site's plates hold."""
+
+    common = frozenset({"baseline"})
 
     #: whose gradient is the score, or has it as its expectation given the value; (*batch)
     score: Tensor
@@ -83,23 +85,17 @@ class TraceBalanced_ELBO(SurrogateELBO):
     def _elbo(self, model_trace: Trace, guide_trace: Trace) -> Any:
         return self._terms(model_trace, guide_trace)[0]
 
-    def _elbo_and_surrogate(self, traces: Iterator[tuple[Trace, Trace]]) -> tuple[Any, Any]:
-        elbo: Any = 0.0
+    def _particle(self, model_trace: Trace, guide_trace: Trace) -> tuple[Any, Any, dict[str, Scored]]:
+        elbo, surrogate, log_r = self._terms(model_trace, guide_trace)
+        return elbo, surrogate, _scored_sites(model_trace, guide_trace, log_r)
+
+    def _with_baselines(self, particles: dict[str, Scored]) -> Any:
         surrogate: Any = 0.0
-        particles = []
-        for model_trace, guide_trace in traces:
-            particle, particle_surrogate, log_r = self._terms(model_trace, guide_trace)
-            elbo = elbo + particle
-            surrogate = surrogate + particle_surrogate
-            particles.append(_scored_sites(model_trace, guide_trace, log_r))
-        for name in particles[0]:
-            # All particles at once, since leave-one-out baselines compare them.
-            sites = [particle[name] for particle in particles]
-            site = sites[0] if self._particles_in_plate else _stack(sites)
+        for name, site in particles.items():
             weight = torch.ones_like(site.cost)
             baseline, loss = self.baselines(name, site.baseline, site.cost, weight, site.present)
             surrogate = surrogate + balanced_surrogate(site.cost, site.score, baseline).sum() - loss
-        return elbo, surrogate
+        return surrogate
 
     def _terms(self, model_trace: Trace, guide_trace: Trace) -> tuple[Any, Any, MultiFrameTensor]:
         """Value, surrogate without score functions, and what these meet."""
@@ -146,14 +142,4 @@ def _scored(site: Site, score: Tensor, present: Tensor, log_r: MultiFrameTensor)
         cost=cost.reshape(batch),
         present=present.reshape([*batch, present.shape[-1]]),
         baseline=site["infer"].get("baseline"),
-    )
-
-
-def _stack(particles: list[Scored]) -> Scored:
-    return Scored(
-        score=torch.stack([particle.score for particle in particles]),
-        cost=torch.stack([particle.cost for particle in particles]),
-        present=torch.stack([particle.present for particle in particles]),
-        # One network predicts for all particles.
-        baseline=particles[0].baseline,
     )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from prob_moe.distributions import CapacitySkip, IndependentRouting
 from prob_moe.distributions.support import router_choices
-from prob_moe.estimators import TraceRouting_ELBO, trace_routing_elbo
+from prob_moe.estimators import TraceRouting_ELBO, per_datapoint_elbo
 from tests.estimators.replicas import problem
 
 
@@ -93,7 +93,7 @@ def test_unbiased_for_the_full_data(sizes: tuple[int, int], parts: int, scale: f
 def test_unscaled_terms_fail_the_same_check(
     sizes: tuple[int, int], parts: int, scale: float, procedure: type, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trace_routing_elbo, "_scaled", lambda log_prob, site, frame: log_prob)
+    monkeypatch.setattr(per_datapoint_elbo, "_scaled", lambda log_prob, site, frame: log_prob)
     case = subsampled(*sizes, procedure)
     exact = scale * full_elbo(case.p, case.q, case.f)
     (gradient,) = torch.autograd.grad(exact, case.p)
