@@ -50,8 +50,8 @@ class SetSite:
 def set_site_of(model_trace: Trace, guide_trace: Trace) -> SetSite | None:
     """
     :returns: the one site that selects several experts per datapoint; None where every site selects one.
-    :raises ValueError: if there are several, one with a single expert comes after it, it asks for a baseline, model and
-        guide select different numbers, or its experts do not meet in exactly one :class:`SelectedMixture`.
+    :raises ValueError: if there are several, one with a single expert comes after it, it asks for a baseline, or its
+        experts do not meet in exactly one :class:`SelectedMixture`.
     """
     sites = assignment_sites(model_trace)
     sets = [name for name, site in sites.items() if site["fn"].num_selected is not None]
@@ -64,11 +64,6 @@ def set_site_of(model_trace: Trace, guide_trace: Trace) -> SetSite | None:
             "datapoint (num_selected); only the last one of a network may"
         )
     site, guide_site = sites[name], assignment_sites(guide_trace).get(name)
-    if guide_site is not None and guide_site["fn"].num_selected != site["fn"].num_selected:
-        raise ValueError(
-            f"assignment site {name!r} has num_selected={guide_site['fn'].num_selected} in the guide, but "
-            f"{site['fn'].num_selected} in the model"
-        )
     if (site if guide_site is None else guide_site)["infer"].get("baseline"):
         raise ValueError(
             f"assignment site {name!r} selects several experts, whose estimators need no baseline: leave it out"

@@ -4,7 +4,12 @@ from prob_moe.testing.baselines import check_baseline
 from prob_moe.testing.clauses import CLAUSES
 from prob_moe.testing.clauses.setting import sizes_of_sets
 from prob_moe.testing.contract import ClauseResult, ContractError, ContractReport, check_assignment_distribution
-from prob_moe.testing.exact import exact_balanced_objective, exact_mixture_bound, exact_router_objective
+from prob_moe.testing.exact import (
+    exact_balanced_objective,
+    exact_mixture_bound,
+    exact_mixture_objective,
+    exact_router_objective,
+)
 from prob_moe.testing.finite_differences import Slope, central_difference
 from prob_moe.testing.gradients import gradient_report
 from prob_moe.testing.report import GradientReport, GradientRow
@@ -22,6 +27,7 @@ __all__ = [
     "check_baseline",
     "exact_balanced_objective",
     "exact_mixture_bound",
+    "exact_mixture_objective",
     "exact_router_objective",
     "gradient_report",
     "sizes_of_sets",

@@ -56,7 +56,20 @@ def exact_balanced_objective(model: Program, *args: Any, **kwargs: Any) -> Tenso
     :returns: nats, a scalar, differentiable in the parameters.
     :raises ValueError: if the model has another latent site, no assignment site, or a batch of assignments.
     """
-    return _balanced(model, args, kwargs, {})
+    return _expectation(model, args, kwargs, {})
+
+
+def exact_mixture_objective(model: Program, *args: Any, **kwargs: Any) -> Tensor:
+    r"""
+    The mixture bound M of a model whose assignment selects several experts per datapoint, by enumeration, with the
+    gradient that :class:`~prob_moe.estimators.TraceMixture_ELBO` estimates: the procedure is held fixed.
+
+    :param model: its one latent site has ``num_selected``, batch size 1, and a procedure that can enumerate and
+        evaluate; the selected experts meet in a :class:`~prob_moe.distributions.SelectedMixture`.
+    :returns: nats, a scalar, differentiable in the parameters.
+    :raises ValueError: if the model has another latent site, no assignment site, or a batch of assignments.
+    """
+    return _expectation(model, args, kwargs, {}, fixed=True)
 
 
 def _of_mixture(model: MixtureOfExperts, x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -66,7 +79,10 @@ def _of_mixture(model: MixtureOfExperts, x: Tensor, y: Tensor, mask: Tensor | No
     return objective - model.load_balancing_penalty(model.routing(x, mask)).sum()
 
 
-def _balanced(model: Program, args: tuple[Any, ...], kwargs: dict[str, Any], values: dict[str, Tensor]) -> Tensor:
+def _expectation(
+    model: Program, args: tuple[Any, ...], kwargs: dict[str, Any], values: dict[str, Tensor], *, fixed: bool = False
+) -> Tensor:
+    """The mean log-probability over all assignments; with ``fixed``, how likely they are has no gradient."""
     trace = _run(model, args, kwargs, values)
     following = next(iter(assignment_sites(trace).items()), None)
     if following is None:
@@ -82,8 +98,9 @@ def _balanced(model: Program, args: tuple[Any, ...], kwargs: dict[str, Any], val
     total: Any = 0.0
     for value in routing.enumerate_support():
         probability = routing.log_prob(value).exp().sum()
+        probability = probability.detach() if fixed else probability
         if probability > 0:
-            total = total + probability * _balanced(model, args, kwargs, values | {name: value})
+            total = total + probability * _expectation(model, args, kwargs, values | {name: value}, fixed=fixed)
     return total
 
 

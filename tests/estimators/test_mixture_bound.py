@@ -20,6 +20,7 @@ from prob_moe.experts import BatchedExperts
 from prob_moe.mixture import MixtureOfExperts
 from prob_moe.testing import exact_mixture_bound
 from prob_moe.testing.statistics import deviation
+from tests.estimators.table import Table
 
 N, K = 4, 3
 SETTINGS = [(IndependentRouting, 2, None), (IndependentRouting, 3, None), (CapacitySkip, 2, 2), (CapacitySkip, 2, 1)]
@@ -34,20 +35,6 @@ def make(
     procedure: type[AssignmentDistribution], logits: Tensor, m: int | None, capacity: int | None
 ) -> AssignmentDistribution:
     return procedure(logits, num_selected=m, **({} if capacity is None else {"capacity": capacity}))
-
-
-class Table(pyro.distributions.TorchDistribution):
-    """A likelihood whose log-probabilities are given, whatever is observed."""
-
-    arg_constraints: dict[str, Any] = {}  # noqa: RUF012
-    support = torch.distributions.constraints.real
-
-    def __init__(self, f: Tensor) -> None:
-        self.f = f
-        super().__init__(f.shape, validate_args=False)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        return self.f + 0 * value
 
 
 def bound_of(routing: AssignmentDistribution, value: Tensor, f: Tensor) -> Tensor:
