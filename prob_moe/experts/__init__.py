@@ -9,8 +9,8 @@ one graph:
 4. :func:`combine` gathers the results back, (*batch, k, c, d) → (*batch, n, d).
 
 :class:`BatchedExperts` holds the parameters and runs all four. Without a capacity, where the loads may be looked at, it
-has a way of three steps too: sort the datapoints by expert, multiply each expert's rows by its own weights, and gather
-the results back, with no slot that stays empty. Dimensions: n datapoints, k experts, c slots an expert
+may sort the datapoints by expert instead, and multiply each expert's rows by its own weights: no slot stays empty, and
+the shapes follow the data. Dimensions: n datapoints, k experts, c slots an expert
 (its capacity), d features.
 """
 

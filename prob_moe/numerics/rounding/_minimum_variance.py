@@ -18,12 +18,14 @@ import numpy as np
 
 from prob_moe.numerics._compiled import batch_kernel, kernel
 
-FAST = {"reassoc", "contract", "arcp", "nsz"}  # lets sums over experts vectorise; keeps nan and inf honest
+# Lets sums over experts vectorise; keeps nan and inf honest. So does numpy's division, which looks at no divisor.
+FAST = {"reassoc", "contract", "arcp", "nsz"}
+BLOCK = 4  # rows that are added to the Hessian at once: each of its entries is read and written once for them all
 COLD_BARRIER, WARM_BARRIER = 1e-2, 1e-4
 TO_BOUNDARY = 0.99  # largest part of a price that one step may take away
 
 
-@kernel(fastmath=FAST)
+@kernel(fastmath=FAST, error_model="numpy")
 def _row_price(p: np.ndarray, beta: np.ndarray, mu: float, start: float) -> float:
     """Root α of Σ_j p_j / sqrt(α + β_j) + μ/α = 1, to a relative 1e-6.
 
@@ -52,7 +54,18 @@ def _row_price(p: np.ndarray, beta: np.ndarray, mu: float, start: float) -> floa
     return alpha
 
 
-@kernel(fastmath=FAST)
+@kernel(fastmath=FAST, error_model="numpy")
+def _curve(block: np.ndarray, totals: np.ndarray, hessian: np.ndarray) -> None:
+    """Add minus the second derivative of BLOCK rows, whose own prices answer a change of β: Schur complements."""
+    for j in range(hessian.shape[0]):
+        a, b, c, d = block[0, j], block[1, j], block[2, j], block[3, j]
+        hessian[j, j] += a + b + c + d
+        a, b, c, d = a / totals[0], b / totals[1], c / totals[2], d / totals[3]
+        for m in range(j + 1):
+            hessian[j, m] -= a * block[0, m] + b * block[1, m] + c * block[2, m] + d * block[3, m]
+
+
+@kernel(fastmath=FAST, error_model="numpy")
 def _evaluate(
     p: np.ndarray,
     present: np.ndarray,
@@ -73,7 +86,9 @@ def _evaluate(
     load[:] = 0.0
     hessian[:] = 0.0
     drift[:] = 0.0
-    s = np.empty(k)
+    block = np.zeros((BLOCK, k))
+    totals = np.ones(BLOCK)
+    waiting = 0
     dual = 0.0
     logs = 0.0
     for j in range(k):
@@ -87,6 +102,7 @@ def _evaluate(
         dual -= a
         logs += math.log(a)
         total = mu / (a * a)
+        s = block[waiting]
         for j in range(k):
             inverse = 1.0 / math.sqrt(a + beta[j])
             r = p[i, j] * inverse
@@ -94,12 +110,16 @@ def _evaluate(
             dual += 2.0 * r * (a + beta[j])
             s[j] = 0.5 * r * inverse * inverse
             total += s[j]
-        for j in range(k):  # the row's own price answers a change of β: Schur complement
-            hessian[j, j] += s[j]
-            factor = s[j] / total
-            drift[j] += factor / a
-            for m in range(j + 1):
-                hessian[j, m] -= factor * s[m]
+        totals[waiting] = total
+        share = 1.0 / (total * a)
+        for j in range(k):
+            drift[j] += s[j] * share
+        waiting += 1
+        if waiting == BLOCK:
+            _curve(block, totals, hessian)
+            waiting = 0
+    block[waiting:] = 0.0
+    _curve(block, totals, hessian)
     return dual, logs
 
 
