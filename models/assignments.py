@@ -5,7 +5,7 @@ from torch import Tensor
 
 from models.language import LanguageModel
 from models.stacked import StackedMixture
-from prob_moe.layer.parts import outside_plate, process
+from prob_moe.layer.base import Site
 from prob_moe.mixture import MixtureOfExperts
 
 
@@ -27,9 +27,9 @@ def assignments_of(
     """
     if isinstance(model, LanguageModel):
         return model.causal_logits(x, sample=sample)[1]
-    routing = model.routing(x, mask)
-    z = outside_plate(routing.sample() if sample else routing.mode)
+    law = model.routing(x, mask)
+    z = Site(law, law.sample() if sample else law.mode).assignment
     if isinstance(model, MixtureOfExperts):
         return (z,)
-    hidden = process(model.experts, x, z, routing, mask, everybody=False)
-    return z, *assignments_of(model.second, hidden, sample=sample, mask=z >= 0 if routing.drops else mask)
+    hidden = model.process(x, z, law, mask)
+    return z, *assignments_of(model.second, hidden, sample=sample, mask=z >= 0 if law.drops else mask)

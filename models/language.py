@@ -14,7 +14,7 @@ from models.text import NUM_BYTES
 from prob_moe.distributions import AssignmentDistribution
 from prob_moe.experts import BatchedExperts
 from prob_moe.experts.validation import check_positive_int
-from prob_moe.layer.parts import baseline_infer, outside_plate, process
+from prob_moe.layer.base import RoutedExperts
 
 
 class CausalAttention(nn.Module):
@@ -74,7 +74,7 @@ class ByteTables(nn.Module):
         )
 
 
-class ExpertBlock(PyroModule):
+class ExpertBlock(RoutedExperts, PyroModule):
     """
     A feed-forward block of experts, whose router sees bytes through tables of its own.
 
@@ -83,7 +83,7 @@ class ExpertBlock(PyroModule):
     function of the bytes, as in hash routing (Roller et al. 2021), on which experts can specialise, and is trained
     from there.
 
-    :param site: name of the assignment site.
+    :param name: of the assignment site.
     :param router: long (*, T) -> logits (*, T, k), each from its byte and those before.
     :param experts: from d to d features.
     :param assignment: the assignment distribution.
@@ -93,22 +93,16 @@ class ExpertBlock(PyroModule):
 
     def __init__(
         self,
-        site: str,
+        name: str,
         router: nn.Module,
         experts: BatchedExperts,
         assignment: Callable[..., AssignmentDistribution],
         capacity_factor: float,
         baseline: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__()
-        baseline_infer(baseline, torch.empty(0))
-        self.site = site
-        self.router = router
+        super().__init__(router, experts, assignment, capacity_factor=capacity_factor, baseline=baseline)
+        self.name = name
         self.norm = nn.LayerNorm(experts.in_features)
-        self.experts = experts
-        self.assignment = assignment
-        self.capacity_factor = capacity_factor
-        self.baseline = baseline
 
     def forward(self, h: Tensor, x: Tensor, *, everybody: bool = False) -> Tensor:
         """
@@ -118,10 +112,8 @@ class ExpertBlock(PyroModule):
         :param x: bytes, long (B, T).
         :param everybody: whether a dropped byte is processed too, by the expert that its router chose.
         """
-        routing = self.assignment(self.router(x).unsqueeze(-3), capacity_factor=self.capacity_factor)
-        z = outside_plate(pyro.sample(self.site, routing, infer=baseline_infer(self.baseline, h)))
-        h = self.norm(h).expand(z.shape + h.shape[-1:])
-        return process(self.experts, h, z, routing, None, everybody=everybody)
+        site = self.site(self.name, h, self.router(x))
+        return self.process(self.norm(h), site.assignment, site.law, everybody=everybody)
 
     def unlimited(self, h: Tensor, x: Tensor, sample: bool) -> tuple[Tensor, Tensor]:
         """:returns: outputs (B, T, d), and every byte's expert by its own router, long (B, T)."""

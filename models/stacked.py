@@ -3,28 +3,20 @@
 from collections.abc import Callable
 from typing import Any
 
-import pyro
-import torch
 from pyro.distributions import TorchDistribution
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from prob_moe.distributions import AssignmentDistribution
+from prob_moe.distributions import AssignmentDistribution, DependentRounding
+from prob_moe.estimators import Baseline
 from prob_moe.experts import BatchedExperts
-from prob_moe.layer.parts import (
-    baseline_infer,
-    check_datapoints,
-    check_experts,
-    likelihood_of,
-    outside_plate,
-    process,
-    router_logits,
-)
+from prob_moe.layer.base import RoutedExperts
+from prob_moe.layer.parts import check_datapoints, check_experts, likelihood_of, router_logits
 from prob_moe.mixture import MixtureOfExperts
 from prob_moe.prediction import mix, most_probable
 
 
-class StackedMixture(PyroModule):
+class StackedMixture(RoutedExperts, PyroModule):
     r"""
     A layer of experts, whose outputs are the inputs of a mixture of experts:
 
@@ -52,19 +44,13 @@ class StackedMixture(PyroModule):
         experts: BatchedExperts,
         second: MixtureOfExperts,
         *,
-        assignment: Callable[..., AssignmentDistribution],
+        assignment: Callable[..., AssignmentDistribution] = DependentRounding,
         capacity_factor: float,
-        baseline: nn.Module | dict[str, Any] | None = None,
+        baseline: Baseline | nn.Module | dict[str, Any] | None = None,
     ) -> None:
-        super().__init__()
         check_experts(experts)
-        baseline_infer(baseline, torch.empty(0))
-        self.router = router
-        self.experts = experts
+        super().__init__(router, experts, assignment, capacity_factor=capacity_factor, baseline=baseline)
         self.second = second
-        self.assignment = assignment
-        self.capacity_factor = capacity_factor
-        self.baseline = baseline
 
     def forward(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """
@@ -74,21 +60,18 @@ class StackedMixture(PyroModule):
         :returns: the observations.
         """
         x, mask = check_datapoints(x, mask)
-        routing = self.routing(x, mask)
-        z = outside_plate(pyro.sample("first", routing, infer=baseline_infer(self.baseline, x)))
-        x = x.expand(z.shape + x.shape[-1:])
-        mask = None if mask is None else mask.expand(z.shape)
-        hidden = process(self.experts, x, z, routing, mask, everybody=y is None)
-        if routing.drops and y is not None:
-            mask = z >= 0  # which padding is not
+        site = self.site("first", x, router_logits(self.router, x, self.experts), mask)
+        hidden = self.process(x, site.assignment, site.law, mask, everybody=y is None)
+        if site.law.drops and y is not None:
+            mask = site.assignment >= 0  # which padding is not
+        elif mask is not None:
+            mask = mask.expand(site.assignment.shape)
         return self.second(hidden, y, mask)
 
     def routing(self, x: Tensor, mask: Tensor | None = None) -> AssignmentDistribution:
         """The first layer's assignment distribution."""
         x, mask = check_datapoints(x, mask)
-        options = {} if mask is None else {"mask": mask}
-        logits = router_logits(self.router, x, self.experts)
-        return self.assignment(logits, capacity_factor=self.capacity_factor, **options)
+        return self.law_beside_plate(router_logits(self.router, x, self.experts), mask)
 
     # The model with routing summed out -------------------------------------------------------------------------------
 

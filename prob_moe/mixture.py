@@ -4,33 +4,28 @@ from collections.abc import Callable
 from typing import Any
 
 import pyro
-import torch
 from pyro.distributions import TorchDistribution
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from prob_moe.distributions import AssignmentDistribution, GumbelMatching, SelectedMixture
+from prob_moe.distributions import AssignmentDistribution, DependentRounding, SelectedMixture
 from prob_moe.estimators.baselines import Baseline
 from prob_moe.experts import BatchedExperts
+from prob_moe.layer.base import RoutedExperts, Site
 from prob_moe.layer.parts import (
-    baseline_infer,
     check_datapoints,
     check_experts,
     check_observations,
     likelihood_of,
-    limit_of,
     outside_plate,
-    process,
     router_logits,
-    slots_for,
 )
 from prob_moe.numerics._compiled import leaves_torch
 from prob_moe.padding import fill
 from prob_moe.prediction import mix, most_probable
-from prob_moe.rules.losses import check_weight, load_balancing_loss
 
 
-class MixtureOfExperts(PyroModule):
+class MixtureOfExperts(RoutedExperts, PyroModule):
     r"""
     Router, assignment, experts and likelihood as one Pyro model:
 
@@ -54,6 +49,7 @@ class MixtureOfExperts(PyroModule):
         ``capacity_factor`` and, for padding, ``mask``.
     :param capacity: the most datapoints an expert processes per batch; or
     :param capacity_factor: capacity = ceil(capacity_factor * n / k) for a batch of n datapoints, padding not counted.
+        With ``num_selected`` a procedure that needs no limit may have neither.
     :param num_selected: m, the distinct experts of every datapoint, from 1 to k: the mixture bound, to be trained with
         :class:`~prob_moe.estimators.TraceMixture_ELBO`, capacity = ceil(capacity_factor * n * m / k); None for one
         expert per datapoint.
@@ -88,28 +84,27 @@ class MixtureOfExperts(PyroModule):
         experts: BatchedExperts,
         likelihood: Callable[[Tensor], TorchDistribution],
         *,
-        assignment: Callable[..., AssignmentDistribution] = GumbelMatching,
+        assignment: Callable[..., AssignmentDistribution] = DependentRounding,
         capacity: int | None = None,
         capacity_factor: float | None = None,
         num_selected: int | None = None,
         baseline: Baseline | nn.Module | dict[str, Any] | None = None,
         load_balancing: float = 0.0,
     ) -> None:
-        super().__init__()
-        if (capacity is None) == (capacity_factor is None):
-            raise ValueError(f"give one of capacity and capacity_factor, got {capacity} and {capacity_factor}")
-        check_weight("load_balancing", load_balancing)
+        if capacity is None and capacity_factor is None and num_selected is None:
+            raise ValueError("give one of capacity and capacity_factor, got None and None")
         check_experts(experts)
-        baseline_infer(baseline, torch.empty(0))
-        self.router = router
-        self.experts = experts
+        super().__init__(
+            router,
+            experts,
+            assignment,
+            capacity=capacity,
+            capacity_factor=capacity_factor,
+            num_selected=num_selected,
+            baseline=baseline,
+            load_balancing=load_balancing,
+        )
         self.likelihood = likelihood
-        self.assignment = assignment
-        self.capacity = capacity
-        self.capacity_factor = capacity_factor
-        self.num_selected = num_selected
-        self.baseline = baseline
-        self.load_balancing = load_balancing
 
     @leaves_torch  # effect handlers are not for a compiler; a router and experts that are compiled stay so
     def forward(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
@@ -120,63 +115,46 @@ class MixtureOfExperts(PyroModule):
         :returns: the observations.
         """
         x, mask = check_datapoints(x, mask)
-        routing = self.routing(x, mask)
-        z = pyro.sample("assignment", routing, infer=baseline_infer(self.baseline, x))
+        site = self.site("assignment", x, router_logits(self.router, x, self.experts), mask)
         if self.load_balancing:
-            pyro.factor("load_balancing", -self.load_balancing_penalty(routing))
+            pyro.factor("load_balancing", -self.load_balancing_penalty(site.law))
         likelihood: TorchDistribution
         if self.num_selected is None:
-            likelihood = self._likelihood_of_one(x, routing, outside_plate(z), mask, everybody=y is None)
+            likelihood = self._likelihood_of_one(x, site, mask, everybody=y is None)
         elif y is None:
             likelihood = self.predict(x, mask=mask)
         else:
-            likelihood = self._likelihood_of_several(x, routing, z, mask)
+            likelihood = self._likelihood_of_several(x, site, mask)
         if y is not None:
             check_observations(y, likelihood.event_shape, x.shape[-2])
             y = fill(y, mask, likelihood.event_dim)
         with pyro.plate("data", x.shape[-2], dim=-1):
             return pyro.sample("y", likelihood, obs=y)
 
-    def _likelihood_of_one(
-        self, x: Tensor, routing: AssignmentDistribution, assignment: Tensor, mask: Tensor | None, *, everybody: bool
-    ) -> TorchDistribution:
-        x = x.expand(assignment.shape + x.shape[-1:])
-        mask = None if mask is None else mask.expand(assignment.shape)
-        out = process(self.experts, x, assignment, routing, mask, everybody=everybody)
-        counted = assignment >= 0 if mask is None else (assignment >= 0) & mask
-        return likelihood_of(out, self.likelihood).mask(counted)
+    def _likelihood_of_one(self, x: Tensor, site: Site, mask: Tensor | None, *, everybody: bool) -> TorchDistribution:
+        out = self.process(x, site.assignment, site.law, mask, everybody=everybody)
+        processed = site.assignment >= 0
+        return likelihood_of(out, self.likelihood).mask(processed if mask is None else processed & mask)
 
-    def _likelihood_of_several(
-        self, x: Tensor, routing: AssignmentDistribution, z: Tensor, mask: Tensor | None
-    ) -> SelectedMixture:
-        assignment = outside_plate(z, event_dim=2)
-        x = x.expand(*assignment.shape[:-2], *x.shape[-2:])
-        present = None if mask is None else mask.expand(x.shape[:-1])
-        slots = slots_for(self.experts, x, limit_of(routing))
-        out = self.experts(x, assignment, capacity=slots, num_selected=self.num_selected, mask=present)
+    def _likelihood_of_several(self, x: Tensor, site: Site, mask: Tensor | None) -> SelectedMixture:
+        out = self.process(x, site.assignment, site.law, mask)
+        law, value = site.law, site.value
         return SelectedMixture(
-            outside_plate(routing.log_importance_weights(z), event_dim=2).to(out.dtype),
-            outside_plate(routing.router_log_prob(z), event_dim=2),
+            site.in_plate(law.log_importance_weights(value)).to(out.dtype),
+            site.in_plate(law.router_log_prob(value)),
             likelihood_of(out, self.likelihood),
-            keep_probability=outside_plate(routing.keep_probability(z)),
+            keep_probability=outside_plate(law.keep_probability(value)),
         )
 
     def routing(self, x: Tensor, mask: Tensor | None = None) -> AssignmentDistribution:
         """The assignment distribution of a batch; its batch shape leaves dimension -1 to the data plate."""
         x, mask = check_datapoints(x, mask)
-        logits = router_logits(self.router, x, self.experts)
-        if logits.dim() > 2:
-            logits = logits.unsqueeze(-3)
-            mask = None if mask is None else mask.unsqueeze(-2)
-        options: dict[str, Any] = {} if mask is None else {"mask": mask}
-        if self.num_selected is not None:
-            options["num_selected"] = self.num_selected
-        return self.assignment(logits, capacity=self.capacity, capacity_factor=self.capacity_factor, **options)
+        return self.law_beside_plate(router_logits(self.router, x, self.experts), mask)
 
     def load_balancing_penalty(self, routing: AssignmentDistribution) -> Tensor:
         """:returns: weight times present datapoints times the loss on expected shares, of ``routing.batch_shape``."""
         present = routing.num_datapoints if routing.mask is None else routing.mask.sum(-1)
-        return self.load_balancing * present * load_balancing_loss(routing.logits, mask=routing.mask)
+        return present * self.balance(routing.logits, routing.mask)
 
     # The model with routing summed out -------------------------------------------------------------------------------
 

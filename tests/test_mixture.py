@@ -166,7 +166,7 @@ def test_neural_baseline_trains_along(assignment: type[AssignmentDistribution]) 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(capacity=2, capacity_factor=1.0), "give one of capacity and capacity_factor"),
+        (dict(capacity=2, capacity_factor=1.0), "give capacity or capacity_factor, not both"),
         (dict(capacity=None, capacity_factor=None), "give one of capacity and capacity_factor"),
         (dict(load_balancing=-1.0), "load_balancing must be a weight >= 0, got -1.0"),
     ],

@@ -7,7 +7,7 @@ from prob_moe.distributions.dependent_rounding import DependentRounding
 from prob_moe.distributions.draw import Draw, MatchingDraw, RoundingDraw, draw_of
 from prob_moe.distributions.gumbel_matching import GumbelMatching
 from prob_moe.distributions.independent_routing import IndependentRouting
-from prob_moe.distributions.selected_mixture import SelectedMixture
+from prob_moe.distributions.selected_mixture import SelectedMixture, mixture_bound
 
 __all__ = [
     "AssignmentDistribution",
@@ -21,4 +21,5 @@ __all__ = [
     "SelectedMixture",
     "capacity_from_factor",
     "draw_of",
+    "mixture_bound",
 ]

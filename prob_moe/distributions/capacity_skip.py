@@ -67,7 +67,7 @@ class CapacitySkip(OwnChoices):
             self._validate_sample(value)
         chosen, processed = self._chosen_counts(value), self.loads(value)
         kept = torch.minimum(chosen, self.capacity.unsqueeze(-1))
-        log_p = self._choice_log_prob(value)
+        log_p = self.choice_log_prob(value)
         log_ways = (_log_factorial(chosen) - _log_factorial(kept) - _log_factorial(chosen - kept)).sum(-1)
         log_prob = log_p.sum(-1) - log_ways.to(log_p.dtype)
         # Who is dropped although there was room, or processed beyond it, is not of this procedure.

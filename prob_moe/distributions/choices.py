@@ -40,8 +40,11 @@ class OwnChoices(AssignmentDistribution):
             return self._drawn(value, self.log_weights(value))
         return self._drawn(value, self.log_weights(value), SetDraw, log_odds=detach_provenance(self._log_odds()))
 
-    def _choice_log_prob(self, value: Tensor) -> Tensor:
-        """Log-probability of what each datapoint chose, dropped or not; 0 for padding. Nats, (*, n), differentiable."""
+    def choice_log_prob(self, value: Tensor) -> Tensor:
+        """
+        :returns: log-probability of what every datapoint chose, its expert or its set, dropped or not; 0 for padding.
+            Nats, (*, n), differentiable in the logits.
+        """
         if self.num_selected is None:
             return self.router_log_prob(value)
         log_p = set_log_prob(self.logits.log_softmax(-1, dtype=self._wide), router_choices(value))

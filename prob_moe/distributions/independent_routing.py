@@ -52,7 +52,7 @@ class IndependentRouting(OwnChoices):
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        return self._choice_log_prob(value).sum(-1)
+        return self.choice_log_prob(value).sum(-1)
 
     def entropy(self) -> Tensor:
         return choice_entropy(self.logits, self.mask, self.num_selected).to(self._wide)

@@ -8,6 +8,36 @@ from torch import Tensor
 from torch.distributions import constraints
 
 
+def mixture_bound(
+    log_weights: Tensor, router_log_prob: Tensor, log_likelihood: Tensor, keep_probability: Tensor | None = None
+) -> Tensor:
+    r"""
+    The bound of every datapoint, with value and gradient as :class:`SelectedMixture` states them, on plain tensors.
+
+    :param log_weights: log w, nats (*batch, m, n), without gradient; -inf where an expert does not process i.
+    :param router_log_prob: log p, nats (*batch, m, n), with the router's gradient.
+    :param log_likelihood: :math:`f_{ij} = \log p(y_i | j)`, nats (*batch, m, n); not heeded where the weight is 0.
+    :param keep_probability: :math:`\kappa`, (*batch, n), without gradient; None for 1.
+    :returns: nats, (*batch, n); 0 without gradient where no expert processes the datapoint.
+
+    >>> p, f = torch.tensor([[0.25], [0.75]]), torch.tensor([[0.0], [-1.0]])  # both of two experts, one datapoint
+    >>> mixture_bound(p.log(), p.log(), f).exp()
+    tensor([0.5259])
+    """
+    processed = log_weights > -torch.inf
+    kept = processed.any(-2)
+    log_likelihood = torch.where(processed, log_likelihood, torch.zeros_like(log_likelihood))
+    terms = log_weights + (router_log_prob - router_log_prob.detach()) + log_likelihood
+    # Nobody kept would be a logsumexp of nothing, whose gradient is NaN.
+    terms = torch.where(processed, terms, torch.full_like(terms, -torch.inf))
+    terms = torch.where(kept.unsqueeze(-2), terms, torch.zeros_like(terms))
+    bound = terms.logsumexp(-2)
+    if keep_probability is not None:
+        kappa = torch.where(kept, keep_probability, torch.ones_like(keep_probability))
+        bound = (kappa.log() + bound) / kappa
+    return torch.where(kept, bound, torch.zeros_like(bound))
+
+
 class SelectedMixture(TorchDistribution):
     r"""
     An unbiased estimate of a lower bound on a mixture's log-likelihood, from m of its k components:
@@ -105,17 +135,8 @@ class SelectedMixture(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """:returns: nats, (*batch, n); the value of the bound, with the gradient that the class states."""
-        kept = self.processed.any(-2)
-        log_p = self.router_log_prob
-        terms = self.log_weights + (log_p - log_p.detach()) + self.selected_log_prob(value)
-        # Nobody kept would be a logsumexp of nothing, whose gradient is NaN.
-        terms = torch.where(self.processed, terms, torch.full_like(terms, -torch.inf))
-        terms = torch.where(kept.unsqueeze(-2), terms, torch.zeros_like(terms))
-        bound = terms.logsumexp(-2)
-        if self.keep_probability is not None:
-            kappa = torch.where(kept, self.keep_probability, torch.ones_like(self.keep_probability))
-            bound = (kappa.log() + bound) / kappa
-        return torch.where(kept, bound, torch.zeros_like(bound))
+        f = self.selected_log_prob(value)
+        return mixture_bound(self.log_weights, self.router_log_prob, f, self.keep_probability)
 
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
         raise NotImplementedError(

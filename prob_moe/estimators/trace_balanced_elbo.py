@@ -11,7 +11,7 @@ from torch import Tensor
 
 from prob_moe.estimators.functional import balanced_surrogate
 from prob_moe.estimators.particles import OfParticle
-from prob_moe.estimators.sites import Site, assignment_sites, check_single, present
+from prob_moe.estimators.sites import Site, assignment_sites, present
 from prob_moe.estimators.surrogate_elbo import SurrogateELBO, add_sites
 
 
@@ -48,8 +48,9 @@ class TraceBalanced_ELBO(SurrogateELBO):
     :class:`~prob_moe.distributions.GumbelMatching` the joint density of assignment and prices, in closed form. The
     model runs once per particle.
 
-    **Model.** Any number of assignment sites (layers); the cost is summed to the plates of a site, so that each batch
-    element's score meets its own cost only. All other sites are treated as in :class:`~pyro.infer.Trace_ELBO`; those
+    **Model.** Any number of assignment sites (layers), also of several experts per datapoint, whose score is that of
+    their sets. The cost is summed to the plates of a site, so that each batch element's score meets its own cost only.
+    All other sites are treated as in :class:`~pyro.infer.Trace_ELBO`; those
     that are latent need a guide. ``poutine.scale``, ``poutine.mask`` and subsampled plates scale costs, never a score.
     A guide may draw an assignment too, from another distribution: then the joint ``log_prob`` is evaluated on both
     sides, as Pyro does.
@@ -73,14 +74,11 @@ class TraceBalanced_ELBO(SurrogateELBO):
 
     :param kwargs: ``num_particles``, ``vectorize_particles``, ``max_plate_nesting``, ``retain_graph`` as in Pyro.
     :raises NotImplementedError: if a procedure has no score function.
-    :raises ValueError: if a baseline does not fit, or a site selects several experts per datapoint.
+    :raises ValueError: if a baseline does not fit.
     """
 
     def _left_out(self, model_trace: Trace, guide_trace: Trace) -> list[str]:
-        own = _own_assignments(model_trace, guide_trace)
-        for name, site in own.items():
-            check_single(name, site)
-        return list(own)
+        return list(_own_assignments(model_trace, guide_trace))
 
     def _elbo(self, model_trace: Trace, guide_trace: Trace) -> Any:
         return self._terms(model_trace, guide_trace)[0]

@@ -6,47 +6,50 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-import pyro
 import torch
-from pyro.ops.provenance import detach_provenance
 from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor, nn
 
-from prob_moe.distributions import AssignmentDistribution
+from prob_moe.distributions import AssignmentDistribution, DependentRounding
+from prob_moe.distributions.sets import entries_of, most_wanted
 from prob_moe.estimators.baselines import Baseline
 from prob_moe.experts import BatchedExperts
-from prob_moe.experts.validation import check_positive_int
+from prob_moe.layer.base import RoutedExperts, add_loss
 from prob_moe.layer.names import name_in, names_in_trace
 from prob_moe.layer.parts import (
     baseline_infer,
     check_datapoints,
+    combine_by_gates,
     experts_of,
-    limit_of,
     linear_router,
-    outside_plate,
     router_logits,
     rule_of,
-    slots_for,
 )
-from prob_moe.layer.recording import RecordedLayer, Visit, recorder, without_padding
+from prob_moe.layer.recording import recorder
+from prob_moe.layer.records import RecordedLayer, Visit, entry_mask, record_of_draw, without_padding
 from prob_moe.layer.replaying import as_drawn, replayed_layer, replaying
 from prob_moe.layer.rule_parts import chosen_experts, sparse_routing, with_experts, with_slots
 from prob_moe.numerics._compiled import leaves_torch
 from prob_moe.recomputation import recomputing
-from prob_moe.rules import Routing, RoutingRule, load_balancing_loss
-from prob_moe.rules.losses import check_weight
+from prob_moe.rules import Routing, RoutingRule
 
 
-class ExpertLayer(nn.Module):
+class ExpertLayer(RoutedExperts):
     r"""
     Router, routing and experts as one module, (*batch, n, d) -> (*batch, n, out), which stands in a network as any
     other. Leading dimensions are batches (sequences, say) with a capacity each.
 
+    With ``num_selected`` = m every datapoint gets m distinct experts within capacity. ``combine="gates"`` puts out
+    :math:`\sum_j g_{ij} f_j(x_i)`, the gates being the router's probabilities renormalised over the experts that
+    process the datapoint, for layers inside a network and the balanced objective. ``combine=None`` puts out all m
+    outputs, (*batch, m, n, out), for the mixture bound: the layer is the last one then (in Pyro a
+    :class:`~prob_moe.mixture.MixtureOfExperts` with ``num_selected`` is such a layer with its likelihood).
+
     **In a plain training loop** the layer draws, and :func:`~prob_moe.layer.record_routing` collects the draws of
     all layers, from which it makes a loss with unbiased gradients; without it the router of a distribution gets no
-    gradient, and a warning says so once. ``layer.eval()`` serves: every datapoint goes to its favourite expert, nobody
-    is dropped, and a batch says of a datapoint what it says alone (but for rules that look at the whole batch: expert
-    choice, Soft MoE, shared SMEAR, sparse transport).
+    gradient, and a warning says so once. ``layer.eval()`` serves: every datapoint goes to its favourite expert, or its
+    m favourites, nobody is dropped, and a batch says of a datapoint what it says alone (but for rules that look at the
+    whole batch: expert choice, Soft MoE, shared SMEAR, sparse transport).
 
     **In a Pyro model** (under any of Pyro's effect handlers) a distribution is a sample site, drawn in evaluation mode
     too, for :class:`~prob_moe.estimators.TraceRouting_ELBO` or the balanced objective. It stands outside of the data
@@ -63,11 +66,15 @@ class ExpertLayer(nn.Module):
     :param experts: a :class:`~prob_moe.experts.BatchedExperts`; or modules of one form, (c, d) -> (c, out), which are
         stacked; or one module (k, c, d) -> (k, c, out), with an attribute ``num_experts`` where the router is None.
     :param assignment: an assignment distribution, or a callable that makes one from logits, ``capacity``,
-        ``capacity_factor`` and, for padding, ``mask``; or a rule: a class of ``prob_moe.rules``, a
-        ``functools.partial`` of it, or a rule that brings its own capacity. A rule makes no sample site.
+        ``capacity_factor`` and, where they are given, ``num_selected`` and ``mask``; or a rule: a class of
+        ``prob_moe.rules``, a ``functools.partial`` of it, or a rule that brings its own capacity. A rule makes no
+        sample site.
     :param capacity: the most datapoints that an expert processes in a batch element; or
-    :param capacity_factor: capacity = ceil(capacity_factor * n / k), padding not counted. A distribution without limit
-        and a rule need neither.
+    :param capacity_factor: capacity = ceil(capacity_factor * n m / k), padding not counted. A distribution without
+        limit and a rule need neither.
+    :param num_selected: m, the experts of every datapoint; None for one. A rule has an option of its own.
+    :param combine: what the layer puts out with ``num_selected``: None for the m outputs, (*batch, m, n, out), or
+        ``"gates"`` for one, (*batch, n, out).
     :param slots: ``"load"``: the cost follows the datapoints (slots for the largest load, or products on rows sorted by
         expert, whatever is faster), which waits for the device where there is no limit; or an int, the slots that an
         expert has where there is no limit, which fixes all shapes, and is an error where it does not suffice.
@@ -91,36 +98,42 @@ class ExpertLayer(nn.Module):
         self,
         router: nn.Module | None,
         experts: nn.Module | Sequence[nn.Module],
-        assignment: Callable[..., AssignmentDistribution] | Callable[..., RoutingRule],
+        assignment: Callable[..., AssignmentDistribution] | Callable[..., RoutingRule] = DependentRounding,
         *,
         capacity: int | None = None,
         capacity_factor: float | None = None,
+        num_selected: int | None = None,
+        combine: Literal["gates"] | None = None,
         slots: int | Literal["load"] = "load",
         name: str | None = None,
         baseline: Baseline | nn.Module | dict[str, Any] | None = None,
         load_balancing: float = 0.0,
     ) -> None:
-        super().__init__()
-        if capacity is not None and capacity_factor is not None:
-            raise ValueError(f"give capacity or capacity_factor, not both (got {capacity} and {capacity_factor})")
-        if slots != "load":
-            check_positive_int("slots", slots)
-        check_weight("load_balancing", load_balancing)
-        baseline_infer(baseline, torch.empty(0))
-        self.rule = rule_of(assignment, capacity, capacity_factor)
-        kind = type(self.rule).__name__
-        if self.rule is not None and (baseline is not None or load_balancing):
+        rule = rule_of(assignment, capacity, capacity_factor)
+        kind = type(rule).__name__
+        if rule is not None and (baseline is not None or load_balancing):
             raise ValueError(f"{kind} draws from no law and has losses of its own: give no baseline or load_balancing")
-        #: the experts, in the form that routings use
-        self.experts: Any = experts_of(experts, router)
-        if getattr(self.rule, "merges_parameters", False) and not isinstance(self.experts, BatchedExperts):
+        if rule is not None and num_selected is not None:
+            raise ValueError(f"num_selected={num_selected} is for distributions: give {kind} its own option")
+        if combine not in (None, "gates") or (combine is not None and num_selected is None):
+            raise ValueError(f'combine must be None, or "gates" with num_selected, got {combine!r}')
+        batched = experts_of(experts, router)
+        if getattr(rule, "merges_parameters", False) and not isinstance(batched, BatchedExperts):
             raise ValueError(
                 f"{kind} merges parameters: experts must be a BatchedExperts, got {type(experts).__name__}"
             )
-        self.router = linear_router(self.experts, self.rule) if router is None else router
-        self.assignment = None if self.rule is not None else assignment
-        self.capacity, self.capacity_factor, self.slots = capacity, capacity_factor, slots
-        self.name, self.baseline, self.load_balancing = name, baseline, load_balancing
+        super().__init__(
+            linear_router(batched, rule) if router is None else router,
+            batched,
+            None if rule is not None else assignment,  # type: ignore[arg-type]
+            capacity=capacity,
+            capacity_factor=capacity_factor,
+            num_selected=num_selected,
+            slots=slots,
+            baseline=baseline,
+            load_balancing=load_balancing,
+        )
+        self.rule, self.name, self.combine = rule, name, combine
         self._warned = False
         # Of steps since the last update; whoever never updates keeps the last ones only.
         self._steps: deque[Any] = deque(maxlen=1000)
@@ -142,7 +155,7 @@ class ExpertLayer(nn.Module):
         :param x: datapoints, (*batch, n, d).
         :param mask: bool, broadcastable to (*batch, n), False for padding.
         :param options: for a rule that wants more, as ``identity`` of ``HashRouting``.
-        :returns: (*batch, n, out).
+        :returns: (*batch, n, out); (*batch, m, n, out) with ``num_selected`` = m and ``combine=None``.
         """
         x, mask = check_datapoints(x, mask)
         if self.rule is None and options:
@@ -180,23 +193,30 @@ class ExpertLayer(nn.Module):
     def _drawn(
         self, x: Tensor, logits: Tensor, mask: Tensor | None, recorded: RecordedLayer | None
     ) -> tuple[Tensor, Visit]:
-        routing = self._routing(logits, mask)
+        law = self.law(logits, mask)
         if recorded is None:
-            draw = routing.draw()
+            draw = law.draw()
             value = draw.value
-            recorded = RecordedLayer(without_padding(value, mask), draw.log_proposal, routing.num_experts)
+            recorded = record_of_draw(law, draw)
         else:
-            value = as_drawn(recorded, routing)
-        out = self._process(x, value, routing, mask)
+            value = as_drawn(recorded, law)
+        out = self.process(x, value, law, mask)
+        if self.combine == "gates":
+            out = combine_by_gates(out, law.router_log_prob(value), value)
         baseline = baseline_infer(self.baseline, x).get("baseline")
-        return out, Visit("", recorded, self._balance(logits, mask), (routing, value), baseline, self._steps)
+        combined = self.num_selected is None or self.combine is not None
+        return out, Visit("", recorded, self.balance(logits, mask), (law, value), combined, baseline, self._steps)
 
     def _served(self, x: Tensor, logits: Tensor, mask: Tensor | None) -> tuple[Tensor, Visit]:
-        favourites = logits.argmax(-1)
+        m = self.num_selected
+        favourites = logits.argmax(-1) if m is None else most_wanted(logits.detach(), m)
+        log_p = None if self.combine is None else entries_of(logits.log_softmax(-1), favourites, m)
         if mask is not None:
-            favourites = favourites.masked_fill(~mask, -1)
+            favourites = favourites.masked_fill(~entry_mask(mask, favourites), -1)
         slots = None if self.slots == "load" else x.shape[-2]
-        out = self.experts(x, favourites, capacity=slots, mask=mask)
+        out = self.experts(x, favourites, capacity=slots, num_selected=m, mask=mask)
+        if log_p is not None:
+            out = combine_by_gates(out, log_p, favourites)
         recorded = RecordedLayer(without_padding(favourites, mask), None, logits.shape[-1])
         return out, Visit("", recorded, logits.new_zeros(logits.shape[:-2]))
 
@@ -233,24 +253,15 @@ class ExpertLayer(nn.Module):
         name = name_in(self, self.name, names_in_trace())
         if self.rule is not None:
             routing = self.rule(logits, mask=mask, **options)
-            self._factor(name, routing.loss, logits, mask)
+            add_loss(f"{name}_loss", routing.loss, x.shape[-2], mask)
             return self._output(routing, x, limited=True)
-        # The batch shape leaves dimension -1 to the data plate.
-        batched = logits.dim() > 2
-        law = self._routing(
-            logits.unsqueeze(-3) if batched else logits, mask.unsqueeze(-2) if batched and mask is not None else mask
-        )
-        z = outside_plate(pyro.sample(name, law, infer=baseline_infer(self.baseline, x)))
+        site = self.site(name, x, logits, mask)
         if self.load_balancing:
-            self._factor(name, self._balance(logits, mask), logits, mask)
-        mask = None if mask is None else mask.expand(z.shape)
-        return self._process(x.expand(z.shape + x.shape[-1:]), z, law, mask)
-
-    @staticmethod
-    def _factor(name: str, loss: Tensor, logits: Tensor, mask: Tensor | None) -> None:
-        present = logits.shape[-2] if mask is None else mask.sum(-1)
-        term = -detach_provenance(loss * present)
-        pyro.factor(f"{name}_loss", term.unsqueeze(-1) if term.dim() else term)
+            add_loss(f"{name}_loss", self.balance(logits, mask), x.shape[-2], mask)
+        out = self.process(x, site.assignment, site.law, mask)
+        if self.combine == "gates":
+            out = combine_by_gates(out, site.in_plate(site.law.router_log_prob(site.value)), site.assignment)
+        return out
 
     # Common to both --------------------------------------------------------------------------------------------------
 
@@ -266,36 +277,12 @@ class ExpertLayer(nn.Module):
             )
         return logits
 
-    def _routing(self, logits: Tensor, mask: Tensor | None) -> AssignmentDistribution:
-        assert self.assignment is not None
-        padding = {} if mask is None else {"mask": mask}
-        law = self.assignment(logits, capacity=self.capacity, capacity_factor=self.capacity_factor, **padding)
-        if not isinstance(law, AssignmentDistribution):
-            raise ValueError(f"assignment must make an AssignmentDistribution of logits, got {type(law).__name__}")
-        if len(law.event_shape) != 1:
-            raise NotImplementedError(f"ExpertLayer uses one expert for each datapoint, got {law}")
-        return law
-
-    def _process(self, x: Tensor, value: Tensor, routing: AssignmentDistribution, mask: Tensor | None) -> Tensor:
-        slots = self._slots(x, limit_of(routing))
-        out: Tensor = self.experts(x, value, capacity=slots, mask=mask)
-        return out
-
-    def _slots(self, x: Tensor, limit: int | None) -> int | None:
-        if self.slots == "load":
-            return slots_for(self.experts, x, limit)
-        return int(self.slots) if limit is None else limit
-
     def _output(self, routing: Routing, x: Tensor, *, limited: bool) -> Tensor:
         assert self.rule is not None
         sparse = sparse_routing(routing)
         if sparse is not None:
             bounded = limited and (self.rule.capacity is not None or self.rule.capacity_factor is not None)
             fixed = not limited and self.slots != "load"
-            routing = with_slots(routing, x.shape[-2] if fixed else self._slots(x, sparse.slots if bounded else None))
+            slots = x.shape[-2] if fixed else self.slots_within(sparse.slots if bounded else None, x)
+            routing = with_slots(routing, slots)
         return routing.output(self.experts, x)
-
-    def _balance(self, logits: Tensor, mask: Tensor | None) -> Tensor:
-        if not self.load_balancing:
-            return logits.new_zeros(logits.shape[:-2])
-        return self.load_balancing * load_balancing_loss(logits, mask=mask)

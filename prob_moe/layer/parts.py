@@ -8,9 +8,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from prob_moe.distributions import AssignmentDistribution
 from prob_moe.distributions.checks import check_mask
-from prob_moe.distributions.support import router_choices
 from prob_moe.estimators.baselines import Baseline, Network
 from prob_moe.estimators.site_baselines import check_baseline_options
 from prob_moe.experts import BatchedExperts, ModuleExperts, SlotExperts, StackedExperts
@@ -77,32 +75,6 @@ def router_logits(router: nn.Module, x: Tensor, experts: nn.Module) -> Tensor:
     return logits
 
 
-def process(
-    experts: BatchedExperts,
-    x: Tensor,
-    assignment: Tensor,
-    routing: AssignmentDistribution,
-    mask: Tensor | None,
-    *,
-    everybody: bool,
-) -> Tensor:
-    """
-    The expert layer under an assignment.
-
-    :param everybody: whether a dropped datapoint is processed too, by the expert that its router chose: in
-        predictions, which must not invent an output.
-    :returns: (*batch, n, out); zeros where dropped, and in padding.
-    """
-    if everybody and routing.drops:
-        return experts(x, router_choices(assignment), capacity=slots_for(experts, x, None), mask=mask)
-    return experts(x, assignment, capacity=slots_for(experts, x, limit_of(routing)), mask=mask)
-
-
-def limit_of(routing: AssignmentDistribution) -> int | None:
-    """:returns: the most datapoints that an expert can get, a static int; None where there is no limit."""
-    return None if routing.capacity is None else routing.slots
-
-
 def slots_for(experts: nn.Module, x: Tensor, limit: int | None) -> int | None:
     """
     :param limit: the most datapoints that an expert can get, or None.
@@ -112,6 +84,23 @@ def slots_for(experts: nn.Module, x: Tensor, limit: int | None) -> int | None:
     if isinstance(experts, BatchedExperts | SlotExperts) and (limit is None or not x.is_cuda):
         return None
     return x.shape[-2] if limit is None else limit
+
+
+def combine_by_gates(out: Tensor, log_p: Tensor, assignment: Tensor) -> Tensor:
+    r"""
+    One output of several experts, :math:`\sum_j g_{ij} f_j(x_i)` with gates :math:`g_{ij} \propto p_{ij}` that sum to 1
+    over the experts that process the datapoint.
+
+    :param out: (*, m, n, out), zeros (x, for experts with ``residual``) where dropped.
+    :param log_p: log-probabilities of the selected experts, nats (*, m, n), with the router's gradient.
+    :param assignment: (*, m, n).
+    :returns: (*, n, out); where all experts dropped the datapoint, zeros (x, for experts with ``residual``).
+    """
+    processed = assignment >= 0
+    scores = log_p.masked_fill(~processed, -torch.inf)
+    # Where nobody processes, all m outputs are the same, and any gates will do.
+    gates = torch.where(processed.any(-2, keepdim=True), scores, torch.zeros_like(scores)).softmax(-2)
+    return (gates.to(out.dtype).unsqueeze(-1) * out).sum(-3)
 
 
 def outside_plate(z: Tensor, event_dim: int = 1) -> Tensor:

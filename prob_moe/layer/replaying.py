@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from prob_moe.distributions import AssignmentDistribution
 from prob_moe.distributions.draw import Draw, attach
 from prob_moe.layer.names import name_in
-from prob_moe.layer.recording import MISSING, RecordedLayer, RoutingRecord
+from prob_moe.layer.records import RecordedLayer, RoutingRecord, check_padding
 
 
 class Replay:
@@ -98,11 +98,7 @@ def as_drawn(recorded: RecordedLayer, routing: AssignmentDistribution) -> Tensor
     if value is None or value.shape != shape:
         got = None if value is None else tuple(value.shape)
         raise ValueError(f"the record has an assignment of shape {got} where the layer's is of shape {tuple(shape)}")
-    value = value.to(routing.logits.device)
-    present = torch.ones_like(value, dtype=torch.bool) if routing.mask is None else routing.mask
-    if not torch.equal(value != MISSING, present):
-        raise ValueError("the record has padding where the mask has none, or the other way round")
-    value = torch.where(present, value, -1)
+    value = check_padding(value.to(routing.logits.device), routing.mask)
     if not bool(routing.support.check(value).all()):
         raise ValueError(f"the record has an assignment outside of the layer's support, {routing.support}")
     if log_proposal is None:

@@ -1,16 +1,13 @@
 """What an expert layer changes in the routing of a rule: the experts of a record, and the number of slots."""
 
 from dataclasses import replace
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from prob_moe.distributions.support import router_choices
-from prob_moe.layer.recording import MISSING, RecordedLayer
+from prob_moe.layer.records import RecordedLayer, check_padding
 from prob_moe.rules import Routing, RoutingRule, SparseRouting, StraightThroughRouting
-
-AnyRouting = TypeVar("AnyRouting", bound=Routing)
 
 
 def sparse_routing(routing: Routing) -> SparseRouting | None:
@@ -49,11 +46,7 @@ def with_experts(
         raise ValueError(f"the record has an assignment of shape {got} where the layer's is of shape {wanted}")
     if present is None or recorded.value is None:
         return routing
-    value = recorded.value.to(present.device)
-    there = torch.ones_like(value, dtype=torch.bool) if mask is None else mask.unsqueeze(-2).expand(value.shape)
-    if not torch.equal(value != MISSING, there):
-        raise ValueError("the record has padding where the mask has none, or the other way round")
-    value = torch.where(there, value, -1)
+    value = check_padding(recorded.value.to(present.device), mask)
     choices = router_choices(value)
     if int(choices.max()) >= num_experts:
         raise ValueError(f"the record names expert {int(choices.max())} of {num_experts}")

@@ -394,7 +394,7 @@ def test_bad_calls():
             routed.surrogate(losses, objective=objective)
     with pytest.raises(ValueError, match="objective must be"):
         routed.surrogate(torch.zeros(5), objective="both")
-    with pytest.raises(NotImplementedError, match="TraceMixture_ELBO"):
+    with pytest.raises(ValueError, match="wants the last layer that draws to have num_selected >= 2"):
         routed.surrogate(torch.zeros(5), objective="mixture")
     for baseline, message in (
         (nn.Linear(D, 1, dtype=torch.float64), r"baseline has shape \(5, 1\) but must broadcast"),

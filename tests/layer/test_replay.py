@@ -12,7 +12,8 @@ from prob_moe.distributions import CapacitySkip, DependentRounding, GumbelMatchi
 from prob_moe.distributions.support import router_choices
 from prob_moe.experts import BatchedExperts
 from prob_moe.layer import ExpertLayer
-from prob_moe.layer.recording import MISSING, RecordedLayer, RoutingRecord, record_routing
+from prob_moe.layer.recording import record_routing
+from prob_moe.layer.records import MISSING, RecordedLayer, RoutingRecord
 from prob_moe.layer.replaying import replay_routing
 from prob_moe.rules import BASELayer, LossFreeBias, SampledGate, SinkhornBASE, SoftMoE, SparseMixer, Switch
 from tests.estimators.replicas import problem
