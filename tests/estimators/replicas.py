@@ -7,10 +7,13 @@ import pyro
 import torch
 from torch import Tensor
 
-from prob_moe.distributions import AssignmentDistribution
+from prob_moe.distributions import AssignmentDistribution, SelectedMixture
+from prob_moe.distributions.sets import entries_of
 from prob_moe.distributions.support import router_choices
+from prob_moe.estimators import Baseline
 from prob_moe.estimators.sites import per_datapoint
 from prob_moe.testing import GradientReport, gradient_report
+from tests.estimators.table import Table
 
 Assignment = Callable[..., AssignmentDistribution]
 
@@ -49,18 +52,34 @@ def problem(num_datapoints: int, num_experts: int) -> tuple[Tensor, Tensor]:
     return LOGITS[:num_datapoints, :num_experts].clone(), LOG_LIKELIHOODS[:num_datapoints, :num_experts].clone()
 
 
-def model(logits: Tensor, f: Tensor, assignment: Assignment, baseline: dict | None = None) -> None:
+def model(logits: Tensor, f: Tensor, assignment: Assignment, baseline: Baseline | dict | None = None) -> None:
     """logits (*replicas, n, k); the log-likelihood of datapoint i at expert j is f[i, j]. A dropped one has none."""
     logits = pyro.param("logits", logits)
     replicas, n = logits.shape[:-2], logits.shape[-2]
     infer = {} if baseline is None else {"baseline": baseline}
     with pyro.plate_stack("replicas", replicas, rightmost_dim=-2):
-        z = pyro.sample("z", assignment(logits.unsqueeze(-3) if replicas else logits), infer=infer)
+        law = assignment(logits.unsqueeze(-3) if replicas else logits)
+        z = pyro.sample("z", law, infer=infer)
+        if law.num_selected is not None:
+            observe_several(f, law, z)
+            return
         routed = per_datapoint(z, -1)
         with pyro.plate("data", n, dim=-1), pyro.poutine.mask(mask=routed >= 0):
             choices = router_choices(routed)
             f_chosen = f.expand((*choices.shape, f.shape[-1])).gather(-1, choices.unsqueeze(-1)).squeeze(-1)
             pyro.factor("f", f_chosen)
+
+
+def observe_several(f: Tensor, law: AssignmentDistribution, z: Tensor) -> None:
+    log_weights, log_p, kappa = law.log_importance_weights(z), law.router_log_prob(z), law.keep_probability(z)
+    choices = router_choices(z)
+    if z.dim() > 2:
+        log_weights, log_p, choices = (value.squeeze(-3) for value in (log_weights, log_p, choices))
+        kappa = kappa.squeeze(-2)
+    table = Table(entries_of(f.expand(*choices.shape[:-2], *f.shape), choices, law.num_selected))
+    with pyro.plate("data", f.shape[0], dim=-1):
+        likelihood = SelectedMixture(log_weights, log_p, table, keep_probability=kappa)
+        pyro.sample("y", likelihood, obs=torch.zeros(f.shape[0], dtype=f.dtype))
 
 
 def no_guide(*args: object, **kwargs: object) -> None:
@@ -73,7 +92,7 @@ def compare(
     logits: Tensor,
     f: Tensor,
     assignment: Assignment,
-    baseline: dict | None = None,
+    baseline: Baseline | dict | None = None,
     *,
     exact: Tensor,
     replicas: int,

@@ -1,4 +1,4 @@
-"""The balanced objective against enumeration: every procedure with every baseline, plates, couplings, layers."""
+"""The balanced objective in programs: plates, couplings, layers; test_gradients.py has every combination."""
 
 from collections.abc import Callable
 
@@ -13,13 +13,10 @@ from prob_moe.estimators import (
     Baseline,
     DecayingAverage,
     LeaveOneOut,
-    Network,
-    NoBaseline,
-    Predicted,
-    Sum,
     TraceBalanced_ELBO,
 )
 from prob_moe.testing import GradientReport, exact_balanced_objective, gradient_report
+from tests.estimators.named_baselines import make
 from tests.estimators.replicas import (
     compare,
     exact_balanced_gradient,
@@ -40,42 +37,6 @@ CASES = [
 ]
 
 
-class BestOfOthers(Baseline):
-    """A user's own: the largest cost of the other particles."""
-
-    needs_particles = True
-
-    def value(self, cost: Tensor, weight: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
-        others = [torch.cat([cost[:m], cost[m + 1 :]]).amax(0) for m in range(len(cost))]
-        return torch.stack(others), cost.new_zeros(())
-
-
-class WithOwnParticle(Baseline):
-    """Biased: the mean includes the particle that it is subtracted from."""
-
-    needs_particles = True
-
-    def value(self, cost: Tensor, weight: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
-        return cost.mean(0), cost.new_zeros(())
-
-
-def make(kind: str, n: int) -> tuple[Baseline | dict | None, int]:
-    """A baseline, and the particles that it needs."""
-    inputs = torch.linspace(0, 1, n, dtype=torch.float64)
-    return {
-        "none": (None, 1),
-        "zero": (NoBaseline(), 1),
-        "decaying": (DecayingAverage(), 1),
-        "pyro's decaying": ({"use_decaying_avg_baseline": True}, 1),
-        "leave-one-out": (LeaveOneOut(), 3),
-        "network": (Network(lambda x: 2 * x - 4, inputs), 1),
-        "network of groups": (Network(lambda x: x.sum() - 4 * n, inputs, per="group"), 1),
-        "value": (Predicted(torch.tensor(-3.0, dtype=torch.float64)), 1),
-        "sum": (Sum(DecayingAverage(), LeaveOneOut()), 2),
-        "own": (BestOfOthers(), 3),
-    }[kind]
-
-
 def into(baseline: Baseline | dict | None, *, distribution: type, n: int, k: int, capacity: int) -> tuple:
     logits, f = problem(n, k)
     return logits, f - 3, with_capacity(distribution, capacity), baseline
@@ -88,43 +49,6 @@ def without_guide(run_model: Callable) -> tuple[Callable, None]:
 def by_pyro(run_model: Callable) -> tuple[Callable, Callable]:
     """Three lines of plain Pyro: the guide draws the assignment from the model's own distribution."""
     return run_model, pyro.poutine.block(run_model, expose=["z"])
-
-
-@pytest.mark.parametrize(
-    "kind",
-    [
-        *("none", "zero", "decaying", "pyro's decaying", "leave-one-out", "network", "network of groups", "value"),
-        *("sum", "own"),
-    ],
-)
-@pytest.mark.parametrize(("distribution", "n", "k", "capacity"), CASES)
-def test_unbiased(distribution: type, n: int, k: int, capacity: int, kind: str) -> None:
-    baseline, particles = make(kind, n)
-    logits, f, assignment, baseline = into(baseline, distribution=distribution, n=n, k=k, capacity=capacity)
-    exact = exact_balanced_gradient(logits, f, assignment)
-    elbo = TraceBalanced_ELBO(num_particles=particles)
-    # The second call has an average of earlier steps to subtract.
-    report = compare(elbo, without_guide, logits, f, assignment, baseline, exact=exact, replicas=2000, calls=2)
-    assert report.unbiased, report
-
-
-@pytest.mark.parametrize("kind", ["none", "decaying", "leave-one-out", "sum"])
-def test_vectorised_particles(kind: str) -> None:
-    baseline, particles = make(kind, 4)
-    logits, f, assignment, baseline = into(baseline, distribution=GumbelMatching, n=4, k=3, capacity=2)
-    exact = exact_balanced_gradient(logits, f, assignment)
-    elbo = TraceBalanced_ELBO(num_particles=max(particles, 2), vectorize_particles=True, max_plate_nesting=2)
-    report = compare(elbo, without_guide, logits, f, assignment, baseline, exact=exact, replicas=2000, calls=2)
-    assert report.unbiased, report
-
-
-def test_a_biased_baseline_fails_the_same_check() -> None:
-    for baseline, unbiased in ((LeaveOneOut(), True), (WithOwnParticle(), False)):
-        logits, f, assignment, _ = into(baseline, distribution=GumbelMatching, n=4, k=3, capacity=2)
-        exact = exact_balanced_gradient(logits, f, assignment)
-        elbo = TraceBalanced_ELBO(num_particles=2)
-        report = compare(elbo, without_guide, logits, f, assignment, baseline, exact=exact, replicas=4000)
-        assert report.unbiased == unbiased, report
 
 
 @pytest.mark.parametrize("kind", ["decaying", "leave-one-out", "network"])
