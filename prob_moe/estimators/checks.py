@@ -10,6 +10,7 @@ from pyro.poutine.messenger import unwrap
 from prob_moe.estimators.reruns import Rerun
 from prob_moe.estimators.sites import Program, assignment_sites, data_plate, ordinary_sites
 from prob_moe.estimators.swaps import check_swap, swap_two
+from prob_moe.numerics._compiled import leaves_torch
 
 
 def check_baselines(guide_trace: Trace) -> None:
@@ -60,6 +61,7 @@ class CapacityOnly:
         self._estimator = estimator
         self._settled: WeakKeyDictionary[object, set[str]] = WeakKeyDictionary()
 
+    @leaves_torch  # a compiler would look into provenance, and find no bool where Python wants one
     def __call__(self, model: Program, rerun: Rerun, model_trace: Trace) -> None:
         """
         :param rerun: the step's programs.

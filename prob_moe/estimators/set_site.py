@@ -74,7 +74,8 @@ def set_site_of(model_trace: Trace, guide_trace: Trace) -> SetSite | None:
         raise ValueError(
             f"assignment site {name!r} selects several experts, but {sorted(mixtures) or 'no site'} "
             f"{'have' if mixtures else 'has'} a SelectedMixture of them: observe y once with "
-            "SelectedMixture(log_weights, router_log_prob, likelihood), as MixtureOfExperts does"
+            "SelectedMixture(log_weights, router_log_prob, likelihood), as MixtureOfExperts does, or train what "
+            "combines several by TraceBalanced_ELBO"
         )
     ((likelihood_name, mixture),) = mixtures.items()
     likelihood = model_trace.nodes[likelihood_name]

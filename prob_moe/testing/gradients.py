@@ -10,7 +10,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from prob_moe.diagnostics import LEAST_WEIGHTS, RoutingRecorder, pareto_k
-from prob_moe.estimators import TraceRouting_ELBO
+from prob_moe.estimators.per_datapoint_elbo import PerDatapointELBO
 from prob_moe.estimators.sites import Program, no_guide
 from prob_moe.testing.report import GradientReport, GradientRow
 
@@ -51,9 +51,9 @@ def gradient_report(
     :param elbo: an object with ``loss_and_grads``.
     :param args: of model and guide.
     :param exact: the exact objective as a function of ``args`` and ``kwargs``, a scalar that depends on the same
-        parameters and is differentiated by autograd (:func:`~prob_moe.testing.exact_router_objective` and
-        :func:`~prob_moe.testing.exact_balanced_objective` compute it for small models); or its gradients by the names
-        of the parameters.
+        parameters and is differentiated by autograd (:func:`~prob_moe.testing.exact_router_objective`,
+        :func:`~prob_moe.testing.exact_balanced_objective` and :func:`~prob_moe.testing.exact_mixture_objective`
+        compute it for small models); or its gradients by the names of the parameters.
     :param parameters: leaf tensors by name, or a module; by default, all that model and guide have.
     :param num_samples: gradients to draw, at least 100.
     :param replicas: for speed: every parameter has a leading dimension of this many copies of one problem, which the
@@ -180,7 +180,7 @@ def _draws(
         weights that they were multiplied by, by their law and as estimated.
     """
     # The others multiply by no weights.
-    weighted = isinstance(elbo, TraceRouting_ELBO) and elbo.weighted
+    weighted = isinstance(elbo, PerDatapointELBO) and getattr(elbo, "weighted", True)
     recorder = RoutingRecorder()
     laws: set[float | None] = set()
     weights: list[Tensor] = []
@@ -221,7 +221,10 @@ def _weights(recorder: RoutingRecorder) -> list[Tensor]:
     of_sites = []
     for routing, z in recorder.draws.values():
         weights = routing.importance_weights(z)
-        of_sites.append(weights.flatten() if routing.mask is None else weights[routing.mask.expand(weights.shape)])
+        mask = routing.mask
+        if mask is not None and routing.num_selected is not None:
+            mask = mask.unsqueeze(-2)
+        of_sites.append(weights.flatten() if mask is None else weights[mask.expand(weights.shape)])
     if len({weights.shape for weights in of_sites}) == 1:
         return [torch.stack(of_sites).prod(0)]
     return of_sites

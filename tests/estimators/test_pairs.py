@@ -198,6 +198,17 @@ def test_with_all_experts_it_is_exact(case: str, weighted_pairs: bool) -> None:
             torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
+def test_a_report_on_sets_with_padding() -> None:
+    mixture, (x, y) = mixture_of(2), data(2)
+    report = gradient_report(
+        *(in_batches(mixture), None, TraceRouting_ELBO(), x, y, torch.stack([MASK, ~MASK])),
+        exact=lambda x, y, mask: mixture.router_objective(x, y, mask).sum(),
+        parameters=mixture,
+        num_samples=200,
+    )
+    assert report.unbiased, report
+
+
 def test_other_sites_and_subsamples() -> None:
     """What else stands in the plate is outside of the sum; the mean over a partition's subsamples is the whole."""
     mixture, (x, y) = mixture_of(K), data()
