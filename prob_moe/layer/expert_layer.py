@@ -1,7 +1,6 @@
 """A layer of experts for any network, in plain torch and in Pyro."""
 
 import warnings
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -15,6 +14,7 @@ from prob_moe.distributions.sets import entries_of, most_wanted
 from prob_moe.estimators.baselines import Baseline
 from prob_moe.experts import BatchedExperts
 from prob_moe.layer.base import RoutedExperts, add_loss
+from prob_moe.layer.moves import Moves, Step
 from prob_moe.layer.names import name_in, names_in_trace
 from prob_moe.layer.parts import (
     baseline_infer,
@@ -32,6 +32,9 @@ from prob_moe.layer.rule_parts import chosen_experts, sparse_routing, with_exper
 from prob_moe.numerics._compiled import leaves_torch
 from prob_moe.recomputation import recomputing
 from prob_moe.rules import Routing, RoutingRule
+
+#: where a state_dict has what a baseline remembers, if it remembers anything
+BASELINE = "baseline_state"
 
 
 class ExpertLayer(RoutedExperts):
@@ -135,19 +138,17 @@ class ExpertLayer(RoutedExperts):
         )
         self.rule, self.name, self.combine = rule, name, combine
         self._warned = False
-        # Of steps since the last update; whoever never updates keeps the last ones only.
-        self._steps: deque[Any] = deque(maxlen=1000)
+        self._moves = Moves()
 
     def update(self) -> None:
         """
         Move what training moves without a gradient, once per optimiser step, after the backward pass: the bias of
-        ``LossFreeBias``, and what baselines remember. ``forward`` and ``surrogate`` only collect.
+        ``LossFreeBias``, and what baselines remember. ``forward`` and ``surrogate`` only collect; a second optimiser
+        step without this warns once.
         """
         if self.rule is not None:
             self.rule.update()
-        while self._steps:
-            baseline, step = self._steps.popleft()
-            baseline.update(*step)
+        self._moves.update()
 
     @leaves_torch  # draws, names and records are not for a compiler; a router and experts that are compiled stay so
     def forward(self, x: Tensor, mask: Tensor | None = None, **options: Any) -> Tensor:
@@ -169,6 +170,8 @@ class ExpertLayer(RoutedExperts):
         recorded = replayed_layer(self, self.name, repeated=repeated)
         if self.rule is not None:
             out, visit = self._ruled(self.rule, x, logits, mask, options, recorded)
+            if self.training and not repeated and self.rule.waits_for_update:
+                self._moves.collect(self)
         elif self.training or recorded is not None:
             out, visit = self._drawn(x, logits, mask, recorded)
             if self.training and torch.is_grad_enabled() and not repeated:
@@ -184,6 +187,20 @@ class ExpertLayer(RoutedExperts):
             name = name_in(self, self.name, routed.names)
             routed.visits.append(replace(visit, name=name, with_gradient=torch.is_grad_enabled()))
         return out
+
+    def _learn(self, baseline: Baseline, step: Step) -> None:
+        self._moves.collect(self, (baseline, step))
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if isinstance(self.baseline, Baseline) and (state := self.baseline.state_dict()):
+            destination[prefix + BASELINE] = state
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        state = state_dict.pop(prefix + BASELINE, None)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if isinstance(self.baseline, Baseline):
+            self.baseline.load_state_dict(state or {})
 
     def extra_repr(self) -> str:
         return f"assignment={self.assignment}, capacity={self.capacity}, capacity_factor={self.capacity_factor}"
@@ -205,7 +222,7 @@ class ExpertLayer(RoutedExperts):
             out = combine_by_gates(out, law.router_log_prob(value), value)
         baseline = baseline_infer(self.baseline, x).get("baseline")
         combined = self.num_selected is None or self.combine is not None
-        return out, Visit("", recorded, self.balance(logits, mask), (law, value), combined, baseline, self._steps)
+        return out, Visit("", recorded, self.balance(logits, mask), (law, value), combined, baseline, self._learn)
 
     def _served(self, x: Tensor, logits: Tensor, mask: Tensor | None) -> tuple[Tensor, Visit]:
         m = self.num_selected
@@ -253,6 +270,8 @@ class ExpertLayer(RoutedExperts):
         name = name_in(self, self.name, names_in_trace())
         if self.rule is not None:
             routing = self.rule(logits, mask=mask, **options)
+            if self.training and not recomputing() and self.rule.waits_for_update:
+                self._moves.collect(self)
             add_loss(f"{name}_loss", routing.loss, x.shape[-2], mask)
             return self._output(routing, x, limited=True)
         site = self.site(name, x, logits, mask)

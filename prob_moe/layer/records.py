@@ -1,6 +1,6 @@
 """What is kept of one call of an expert layer outside of Pyro: records for replays, and visits for losses."""
 
-from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,7 +108,7 @@ class Visit:
         assignment was not drawn from a law.
     :param combined: whether the layer put out one output per datapoint, also of several experts.
     :param baseline: of the layer and this call; None for none.
-    :param steps: where to put what the baseline learns from when the layer is updated.
+    :param learn: takes what the baseline learns from when the layer is updated.
     :param with_gradient: whether gradients were recorded.
     """
 
@@ -118,5 +118,5 @@ class Visit:
     drawn: tuple[AssignmentDistribution, Tensor] | None = None
     combined: bool = True
     baseline: Any = None
-    steps: deque[tuple[Baseline, tuple[Tensor, Tensor, Tensor]]] | None = None
+    learn: Callable[[Baseline, tuple[Tensor, Tensor, Tensor]], None] | None = None
     with_gradient: bool = True

@@ -1,7 +1,5 @@
 """The losses made of what layers drew outside of Pyro: the ELBOs' own formulas, on the visits of a network."""
 
-import warnings
-
 import torch
 from torch import Tensor
 
@@ -90,14 +88,8 @@ def _baseline(visit: Visit, cost: Tensor, weight: Tensor, law: AssignmentDistrib
         value = value.detach().expand(step[0].shape).squeeze(0)
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"{where}: {error}") from error
-    if visit.steps is not None and type(baseline).update is not Baseline.update:
-        visit.steps.append((baseline, step))
-        if len(visit.steps) == visit.steps.maxlen:
-            warnings.warn(
-                f"{where}: its baseline has {len(visit.steps)} steps to learn from and was never updated; call "
-                "layer.update() once per optimiser step",
-                stacklevel=4,
-            )
+    if visit.learn is not None and type(baseline).update is not Baseline.update:
+        visit.learn(baseline, step)
     return value, loss
 
 

@@ -117,6 +117,11 @@ class RoutingRule(nn.Module, ABC):
         No ``forward`` changes what another reads, so it can be repeated (activation checkpointing).
         """
 
+    @property
+    def waits_for_update(self) -> bool:
+        """Whether :meth:`update` moves something."""
+        return type(self).update is not RoutingRule.update
+
     def num_logits(self, num_experts: int) -> int:
         """:returns: how many logits the router needs for each datapoint, to use k experts."""
         return num_experts

@@ -96,6 +96,10 @@ class LossFreeBias(RoutingRule):
     def gates(self, logits: Tensor, choices: Tensor) -> tuple[Tensor, None]:
         return logits.mT.gather(-2, choices).sigmoid(), None
 
+    @property
+    def waits_for_update(self) -> bool:
+        return self.rate > 0
+
     @torch.no_grad()
     def update(self) -> None:
         """Move the bias by the loads since the last update; after the backward pass, once per optimiser step."""

@@ -103,3 +103,14 @@ class SparsityConstrainedTransport(RoutingRule):
             slots,
             logits.new_zeros(logits.shape[:-2]),
         )
+
+    def gates(self, logits: Tensor, choices: Tensor) -> tuple[Tensor, None]:
+        """
+        :raises NotImplementedError: with ``gate="plan"``, which has no entries for experts that it does not choose.
+        """
+        if self.gate == "plan":
+            raise NotImplementedError(
+                'SparsityConstrainedTransport with gate="plan" has no gates for experts that it did not choose: no '
+                'replay; gate="softmax" has'
+            )
+        return logits.softmax(-1).mT.gather(-2, choices), None

@@ -1,8 +1,8 @@
 """The expert layer with every distribution and every rule, in plain torch and in Pyro."""
 
 import copy
+import io
 import warnings
-from collections import deque
 from functools import partial
 
 import pyro
@@ -297,17 +297,73 @@ def test_update_moves_the_bias_and_forward_does_not():
     assert bool(layer.rule.bias.any())
 
 
-def test_a_baseline_that_nobody_updates_warns():
-    layer, x = layer_of(CapacitySkip, baseline=DecayingAverage()), datapoints(8)
-    layer._steps = deque(maxlen=2)
-    for last in (False, True):
+@pytest.mark.parametrize("assignment", [CapacitySkip, LossFreeBias(K), Switch()], ids=lambda a: type(a).__name__)
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, partial(torch.optim.Adam, foreach=True)])
+def test_a_second_optimiser_step_without_an_update_warns_once(assignment, optimizer):
+    moves = not isinstance(assignment, Switch)
+    options = {"baseline": DecayingAverage()} if assignment is CapacitySkip else {}
+    layer, x = layer_of(assignment, **options), datapoints(8)
+    optimizer = optimizer(layer.parameters(), lr=1e-3)
+
+    def backward():
         with record_routing() as routed:
             losses = layer(x).square().sum(-1)
-        if last:
-            with pytest.warns(UserWarning, match=r"'experts': its baseline has 2 steps .* call layer.update\(\)"):
-                routed.surrogate(losses)
-        else:
-            routed.surrogate(losses)
+        routed.surrogate(losses).mean().backward()
+
+    with warnings.catch_warnings(action="error"):
+        for _ in range(2):
+            backward()
+            backward()  # a microbatch
+            optimizer.step()
+            layer.update()
+        backward()
+        optimizer.step()
+    if moves:
+        with pytest.warns(UserWarning, match=r"second optimiser step without layer.update\(\)"):
+            backward()
+    with warnings.catch_warnings(action="error"):
+        optimizer.step()
+        backward()
+
+
+def test_a_resumed_loop_goes_on_bit_for_bit():
+    """What baselines and biases remember is in the state_dict."""
+    x = datapoints(2, 8)
+
+    def network():
+        return nn.Sequential(layer_of(CapacitySkip, baseline=DecayingAverage()), layer_of(LossFreeBias(K, rate=0.1)))
+
+    def train(net, steps):
+        for step in steps:
+            torch.manual_seed(step)
+            with record_routing() as routed:
+                out = net(x)
+            gradients = torch.autograd.grad(routed.surrogate(out.square().sum(-1)).sum(), list(net.parameters()))
+            with torch.no_grad():
+                for parameter, gradient in zip(net.parameters(), gradients, strict=True):
+                    parameter -= 1e-3 * gradient
+            for layer in net:
+                layer.update()
+        return copy.deepcopy(net.state_dict())
+
+    whole = network()
+    halfway = train(whole, range(2))
+    file = io.BytesIO()
+    torch.save(halfway, file)
+    file.seek(0)
+    resumed = network()
+    resumed.load_state_dict(torch.load(file))
+    ours, expected = train(resumed, range(2, 4)), train(whole, range(2, 4))
+    assert ours.keys() == expected.keys()
+    assert "0.baseline_state" in ours
+    for name, value in expected.items():
+        parts = value if isinstance(value, dict) else {"": value}
+        mine = ours[name] if isinstance(value, dict) else {"": ours[name]}
+        assert all(torch.equal(mine[part], parts[part]) for part in parts), name
+    fresh = network().state_dict()
+    assert "0.baseline_state" not in fresh
+    whole.load_state_dict(fresh)
+    assert not whole[0].baseline.state_dict()
 
 
 @pytest.mark.parametrize("slots", ["load", 9])

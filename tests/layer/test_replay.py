@@ -2,6 +2,7 @@
 
 import copy
 import io
+from functools import partial
 
 import pytest
 import torch
@@ -15,7 +16,18 @@ from prob_moe.layer import ExpertLayer
 from prob_moe.layer.recording import record_routing
 from prob_moe.layer.records import MISSING, RecordedLayer, RoutingRecord
 from prob_moe.layer.replaying import replay_routing
-from prob_moe.rules import BASELayer, LossFreeBias, SampledGate, SinkhornBASE, SoftMoE, SparseMixer, Switch
+from prob_moe.rules import (
+    BASELayer,
+    GumbelSoftmax,
+    LossFreeBias,
+    SampledGate,
+    SinkhornBASE,
+    SoftMoE,
+    SparseMixer,
+    SparseMixerV2,
+    SparsityConstrainedTransport,
+    Switch,
+)
 from tests.estimators.replicas import problem
 
 DISTRIBUTIONS = [IndependentRouting, CapacitySkip, GumbelMatching, DependentRounding]
@@ -208,10 +220,24 @@ def test_rules_of_two_experts_and_of_none():
         torch.testing.assert_close(out, behaviour(x))
 
 
-def test_a_rule_whose_gates_need_its_own_choice_cannot_replay():
-    net, x = network(SparseMixer, layers=1), datapoints(7)
-    with pytest.raises(NotImplementedError, match="SparseMixer has no gates"), replay_routing(record_of(net, x)):
+@pytest.mark.parametrize("rule", [SparseMixer, SparseMixerV2, GumbelSoftmax, SparsityConstrainedTransport])
+def test_a_rule_whose_gates_need_its_own_choice_cannot_replay(rule):
+    net, x = network(rule, layers=1), datapoints(7)
+    message = f"{rule.__name__}.* has no gates for experts that it did not choose: no replay"
+    with pytest.raises(NotImplementedError, match=message), replay_routing(record_of(net, x)):
         net(x)
+
+
+def test_transport_with_the_softmax_as_its_gate_replays():
+    rule = partial(SparsityConstrainedTransport, gate="softmax")
+    behaviour, present, x = network(rule, layers=1), network(rule, layers=1), datapoints(7)
+    record = record_of(behaviour, x)
+    with replay_routing(record):
+        out = present(x)
+    value, block = record.layers["blocks.0"].value, present.blocks[0]
+    p = block.router(x).softmax(-1).mT.gather(-2, router_choices(value))
+    outs = block.experts(x, value, capacity=14, num_selected=2)
+    torch.testing.assert_close(out, x + (p.unsqueeze(-1) * outs).sum(0))
 
 
 def test_served_experts_can_be_replayed_but_have_no_ratio():
