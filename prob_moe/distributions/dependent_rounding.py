@@ -140,11 +140,21 @@ class DependentRounding(AssignmentDistribution):
         log_r = detach_provenance(self.log_marginals)
         processed = self._round(log_r.exp().expand(sample_shape + log_r.shape), generator)
         if self.num_selected is None:
-            value = torch.where(processed >= 0, processed, ~self._sample_router(sample_shape, generator))
+            value = torch.where(
+                processed >= 0, processed, ~self._choices_of_dropped(processed, sample_shape, generator)
+            )
         else:
             value = code_dropped(processed, self._perturbed(sample_shape, generator))
         value = self._code_padding(value)
         return self._drawn(value, self.log_weights(value), RoundingDraw, log_marginals=log_r)
+
+    def _choices_of_dropped(self, processed: Tensor, sample_shape: torch.Size, generator: Generators) -> Tensor:
+        """Draws of the router, of which only those of dropped datapoints matter: where nobody is, no noise is made."""
+        single = generator is None or isinstance(generator, torch.Generator)
+        # With one generator for every element none must be used more or less because of another element.
+        if single and not bool((processed < 0).any()):
+            return torch.zeros_like(self.logits.detach()[..., 0], dtype=torch.long)
+        return self._sample_router(sample_shape, generator)
 
     def _round(self, r: Tensor, generator: Generators) -> Tensor:
         """:returns: long (*sample, *batch, n) or (*sample, *batch, m, n), -1 where dropped."""
