@@ -45,6 +45,7 @@ class ModelOptions:
     num_experts: int | None = None
     hidden_features: int | None = None
     num_layers: int = 1
+    num_selected: int | None = None
 
     @property
     def procedure(self) -> Callable[..., AssignmentDistribution]:
@@ -66,6 +67,26 @@ def with_baselines(model: AnyModel, baseline: BaselineEntry, in_features: int) -
     for layer in layers:
         layer.baseline = baseline.build(in_features)
     return model
+
+
+def with_several(model: AnyModel, num_selected: int | None) -> AnyModel:
+    """
+    :param num_selected: m, experts of every datapoint; None leaves the model at one.
+    :returns: the model.
+    :raises ValueError: if it has fewer experts.
+    """
+    if num_selected is None:
+        return model
+    assert isinstance(model, MixtureOfExperts)
+    if num_selected > model.experts.num_experts:
+        raise ValueError(f"num_selected={num_selected} exceeds the number of experts, {model.experts.num_experts}")
+    model.num_selected = num_selected
+    return model
+
+
+def num_served(model: Model) -> int:
+    """:returns: how many experts serve a datapoint: as many as were trained to."""
+    return getattr(model, "num_selected", None) or 1
 
 
 def _to_text(part: tuple[Tensor, Tensor]) -> Tensor:
@@ -107,7 +128,8 @@ class Task(Protocol):
     def metrics(self, model: Model, x: Tensor, y: Tensor, sample: bool) -> dict[str, float]:
         """
         :param sample: whether a language model draws the expert of a byte, instead of taking its router's favourite.
-        :returns: by name, with routing summed out and as served: by the favourite expert alone, nobody dropped.
+        :returns: by name, with routing summed out and as served: by the favourite expert alone, or with several experts
+            per datapoint by as many favourites; nobody is dropped.
         """
 
 
@@ -126,6 +148,11 @@ class Digits(Task):
         self.train, self.validation, self.test = digits_data()
 
     def build(self, options: ModelOptions) -> Model:
+        if options.num_selected is not None and options.num_layers != 1:
+            raise ValueError(
+                f"the digits task takes num_selected with one layer, got num_selected={options.num_selected} and "
+                f"num_layers={options.num_layers}"
+            )
         model = digits_mixture(
             options.procedure,
             num_experts=4 if options.num_experts is None else options.num_experts,
@@ -134,7 +161,7 @@ class Digits(Task):
             capacity_factor=options.capacity_factor,
             load_balancing=options.load_balancing,
         )
-        return with_baselines(model, options.baseline_entry, NUM_PIXELS)
+        return with_baselines(with_several(model, options.num_selected), options.baseline_entry, NUM_PIXELS)
 
     def groups(self, x: Tensor, y: Tensor) -> Tensor:
         return y
@@ -143,7 +170,7 @@ class Digits(Task):
     def metrics(self, model: Model, x: Tensor, y: Tensor, sample: bool) -> dict[str, float]:
         assert not isinstance(model, LanguageModel)
         summed_out = classification_metrics(model.predict(x).logits, y)
-        as_served = classification_metrics(model.predict(x, num_selected=1).logits, y)
+        as_served = classification_metrics(model.predict(x, num_selected=num_served(model)).logits, y)
         return {
             "accuracy, served": as_served.accuracy.item(),
             "NLL, served (nats)": as_served.nll.item(),
@@ -179,7 +206,7 @@ class Piecewise(Task):
             capacity_factor=options.capacity_factor,
             load_balancing=options.load_balancing,
         )
-        return with_baselines(mixture, options.baseline_entry, 1)
+        return with_baselines(with_several(mixture, options.num_selected), options.baseline_entry, 1)
 
     def groups(self, x: Tensor, y: Tensor) -> Tensor:
         return (x.squeeze(-1) >= 0.5).long()
@@ -187,7 +214,7 @@ class Piecewise(Task):
     @torch.no_grad()
     def metrics(self, model: Model, x: Tensor, y: Tensor, sample: bool) -> dict[str, float]:
         assert not isinstance(model, LanguageModel)
-        served = model.predict(x, num_selected=1)
+        served = model.predict(x, num_selected=num_served(model))
         return {
             "RMSE, served": (served.mean - y).square().mean().sqrt().item(),
             "NLL, served (nats)": -served.log_prob(y).mean().item(),
@@ -215,6 +242,10 @@ class Language(Task):
         self._train_text = _to_text(self.train)
 
     def build(self, options: ModelOptions) -> Model:
+        if options.num_selected is not None:
+            raise ValueError(
+                f"the language task gives every byte one expert, got num_selected={options.num_selected}: leave it out"
+            )
         if options.baseline_entry.network or options.load_balancing:
             raise ValueError(
                 f"the language task has no baseline that is a network and no load-balancing loss (got baseline "

@@ -10,13 +10,16 @@ from pyro.infer import TraceGraph_ELBO
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from models.piecewise import piecewise_data, piecewise_mixture
 from prob_moe.diagnostics import (
     RoutingRecorder,
     dead_experts,
     drop_rate,
+    effective_experts,
     effective_sample_size,
     max_mean_load,
     pareto_k,
+    responsibility_entropy,
     router_entropy,
     routing_diagnostics,
     usage_perplexity,
@@ -150,7 +153,7 @@ def test_recorder_leaves_observed_assignments_out() -> None:
 
 def test_bad_arguments() -> None:
     routing = GumbelMatching(torch.zeros(4, 2), capacity=2)
-    with pytest.raises(ValueError, match=r"value must be a long tensor \(\*, n = 4\), got torch.int64 of shape \(3,\)"):
+    with pytest.raises(ValueError, match=r"value must be a long tensor .* \+ \(4,\), got torch.int64 of shape \(3,\)"):
         routing_diagnostics(routing, torch.tensor([0, 1, 0]))
     with pytest.raises(ValueError, match="carries no draw"):
         routing_diagnostics(routing, torch.tensor([0, 1, 0, 1]))
@@ -214,3 +217,56 @@ def test_agreement_counts_dropped_choices_and_leaves_padding_out() -> None:
     z = torch.tensor([0, 1, ~1, -1])
     assert routing_diagnostics(routing, z).agreement == 1
     assert routing_diagnostics(routing, torch.tensor([~0, 0, 1, -1])).agreement == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("procedure", [IndependentRouting, CapacitySkip, DependentRounding])
+def test_several_experts_per_datapoint_against_counting(procedure):
+    logits = 2 * torch.randn(10, 4)
+    mask = torch.tensor([True] * 8 + [False] * 2)
+    routing = procedure(logits, capacity=3, num_selected=2, mask=mask)
+    value = routing.sample()
+    found = routing_diagnostics(routing, value)
+    entries = [(i, int(e)) for i in range(8) for e in value[:, i]]
+    loads = [sum(e == j for _, e in entries) for j in range(4)]
+    assert float(found.max_mean_load) == pytest.approx(4 * max(loads) / sum(loads))
+    assert int(found.dead_experts) == loads.count(0)
+    lost = [i for i in range(8) if all(e < 0 for j, e in entries if j == i)]
+    assert float(found.drop_rate) == pytest.approx(len(lost) / 8)
+    favourites = logits.argmax(-1)
+    among = [any(int(favourites[i]) in (e, ~e) for j, e in entries if j == i) for i in range(8)]
+    assert float(found.agreement) == pytest.approx(sum(among) / 8)
+    weights = routing.importance_weights(value)[:, :8].flatten()
+    assert float(found.weight_ess) == pytest.approx(float(weights.sum() ** 2 / (16 * weights.square().sum())))
+
+
+def test_responsibilities_against_a_loop():
+    log_joint = 3 * torch.randn(5, 3, 7, dtype=torch.float64)
+    log_joint[torch.rand(5, 3, 7) < 0.3] = -torch.inf
+    log_joint[0, :, 0] = -torch.inf
+    mask = torch.rand(5, 7) < 0.8
+    mask[:, 1] = True
+    log_joint[:, 0, 1] = 0.0
+    for b in range(5):
+        entropies = []
+        for i in range(7):
+            kept = log_joint[b, :, i][log_joint[b, :, i] > -torch.inf]
+            if len(kept) and mask[b, i]:
+                omega = kept.softmax(-1)
+                entropies.append(float(-(omega * omega.log()).sum()))
+        counts = [math.exp(entropy) for entropy in entropies]
+        assert float(responsibility_entropy(log_joint, mask)[b]) == pytest.approx(sum(entropies) / len(entropies))
+        assert float(effective_experts(log_joint, mask)[b]) == pytest.approx(sum(counts) / len(counts))
+    assert float(effective_experts(torch.full((2, 3), -torch.inf))) == 0
+
+
+def test_the_recorder_sees_the_responsibilities_of_a_step():
+    mixture = piecewise_mixture(DependentRounding)
+    mixture.num_selected, mixture.baseline = 2, None
+    x, y = piecewise_data((), 20)
+    with RoutingRecorder() as recorder:
+        mixture(x, y)
+    (log_joint,) = recorder.log_joint.values()
+    # Both of two experts: the weights are the router's, and the responsibilities the posterior's.
+    order = recorder.draws["assignment"][1]
+    torch.testing.assert_close(log_joint.softmax(-2), mixture.responsibilities(x, y).mT.gather(-2, order))
+    assert recorder.diagnostics()["assignment"].agreement == 1

@@ -67,6 +67,9 @@ def fit(
             help=f"Subtracted from the cost: {listed(REGISTRY.baselines)}.",
         ),
     ] = "decaying",
+    num_selected: Annotated[
+        int | None, typer.Option(help="Experts of every datapoint, at least 2, for the estimator mixture.")
+    ] = None,
     num_particles: Annotated[int | None, typer.Option(help="Draws a step; 2 with leave-one-out, else 1.")] = None,
     num_experts: Annotated[int | None, typer.Option(help="Experts of a layer.")] = None,
     hidden_features: Annotated[int | None, typer.Option(help="Width of an expert.")] = None,
@@ -99,6 +102,8 @@ def fit(
     Exit codes: 0 done, 2 bad input, 130 and 143 after SIGINT and SIGTERM, with the checkpoint written.
 
     Example: python -m inference fit digits --assignment dependent-rounding --num-seeds 3
+
+    Example: python -m inference fit digits --estimator mixture --num-selected 2
 
     Example: python -m inference fit digits --out results/fit_digits --resume
 
@@ -141,6 +146,7 @@ def fit(
             num_seeds,
             device,
             dtype,
+            num_selected,
         )
         stored = run.read_config() if resume else None
         if stored is not None:
@@ -149,9 +155,10 @@ def fit(
             raise ValueError(f"there is no run in {run.path} to go on with: leave --resume out to start one")
         with default_dtype(config.dtype):
             results, chosen, config = _fit_all(config, run, checkpoint_every, resume)
+        several = "" if config.num_selected is None else f"{config.num_selected} experts per datapoint, "
         title = (
             f"{config.task}: {config.assignment}, {config.estimator}, baseline {config.baseline}\n"
-            f"capacity factor {config.capacity_factor:g}, loads of the {config.serve}"
+            f"{several}capacity factor {config.capacity_factor:g}, loads of the {config.serve}"
         )
         files = write_results(chosen, results, title, run)
         if sample_text:

@@ -14,13 +14,15 @@ from inference.gradients.problem import (
     Procedure,
     exact_balanced_gradient,
     exact_gradient,
+    exact_mixture_gradient,
+    mixture_capacity,
     router_objective,
 )
 from inference.registry import Objective
 from inference.registry.builtin import REGISTRY, label
 from inference.registry.names import spelling
 from prob_moe.distributions import DependentRounding
-from prob_moe.estimators import Baseline, Predicted, TraceBalanced_ELBO, TraceRouting_ELBO
+from prob_moe.estimators import Baseline, Predicted, TraceBalanced_ELBO, TraceMixture_ELBO, TraceRouting_ELBO
 from prob_moe.mixture import MixtureOfExperts
 
 #: minus the objective, summed over copies and datapoints; every call draws anew
@@ -148,7 +150,7 @@ def _warm_up(baseline: str) -> int:
 
 
 def _loss(
-    kind: Callable[..., TraceRouting_ELBO | TraceBalanced_ELBO],
+    kind: Callable[..., TraceRouting_ELBO | TraceBalanced_ELBO | TraceMixture_ELBO],
     procedure: Procedure,
     baseline: str,
     problem: Problem,
@@ -168,6 +170,31 @@ def _loss(
     return partial(elbo.differentiable_loss, model, None)
 
 
+# The mixture bound ---------------------------------------------------------------------------------------------------
+
+#: experts of every datapoint
+SELECTED = 2
+
+
+def mixture_estimator(name: str, procedure: Procedure) -> GradientEstimator:
+    """An estimator of the mixture bound through :class:`~prob_moe.estimators.TraceMixture_ELBO`: no score function."""
+    several = partial(procedure, num_selected=SELECTED)
+
+    def loss(problem: Problem, mixture: MixtureOfExperts, copies: int) -> Loss:
+        mixture.num_selected = SELECTED
+        mixture.capacity = mixture_capacity(problem)
+        return _loss(TraceMixture_ELBO, procedure, "none", problem, mixture, copies)
+
+    return GradientEstimator(
+        label=f"{label(name)}, mixture bound",
+        baseline=NO_SCORE,
+        objective=Objective.MIXTURE,
+        loss=loss,
+        exact=lambda problem: exact_mixture_gradient(problem, several),
+        weight_pareto_k=pareto_shape(procedure),
+    )
+
+
 # All of them ---------------------------------------------------------------------------------------------------------
 
 _OVERFLOWING = "dependent rounding, router marginals"
@@ -177,8 +204,9 @@ ROUTER_MARGINALS = partial(DependentRounding, marginals="router")
 
 def estimators() -> list[GradientEstimator]:
     """
-    Every procedure with every baseline, weighted and not; the balanced objective. Independent routing with the
-    expected cost is REINFORCE with a learned baseline (RL-R of Clark et al., 2022) once that has converged.
+    Every procedure with every baseline, weighted and not; the balanced objective; the mixture bound. Independent
+    routing with the expected cost is REINFORCE with a learned baseline (RL-R of Clark et al., 2022) once that has
+    converged.
     """
     # A network would have to be trained first; the expected cost is what it would learn.
     baselines = [name for name, entry in REGISTRY.baselines.items() if not entry.network]
@@ -202,4 +230,5 @@ def estimators() -> list[GradientEstimator]:
         if entry.has_law
         for baseline in of_one_particle
     ]
+    rows += [mixture_estimator(name, entry.make) for name, entry in procedures.items() if entry.takes_several]
     return rows

@@ -13,6 +13,7 @@ from prob_moe.distributions import AssignmentDistribution, IndependentRouting, c
 from prob_moe.distributions.support import router_choices
 from prob_moe.experts import BatchedExperts
 from prob_moe.mixture import MixtureOfExperts
+from prob_moe.testing import exact_mixture_bound
 
 Procedure = Callable[..., AssignmentDistribution]
 
@@ -177,3 +178,32 @@ def exact_balanced_gradient(problem: Problem, procedure: Procedure) -> list[Tens
     if setting.k**setting.n > MAX_CHOICES:
         return None
     return exact_gradient(problem, partial(balanced_objective, procedure))
+
+
+def mixture_capacity(problem: Problem) -> int:
+    """:returns: the capacity where every datapoint has two experts: that of the same factor, n at most."""
+    setting = problem.setting
+    return min(setting.n, capacity_from_factor(setting.capacity_factor, 2 * setting.n, setting.k))
+
+
+def mixture_bound(procedure: Procedure, capacity: int, mixture: MixtureOfExperts, x: Tensor, y: Tensor) -> Tensor:
+    """:returns: the bound M of a procedure that selects several experts, by enumeration, nats."""
+    routing = procedure(mixture.router(x), capacity=capacity)
+    return exact_mixture_bound(routing, mixture.log_likelihoods(x, y))
+
+
+def exact_mixture_gradient(problem: Problem, procedure: Procedure) -> list[Tensor] | None:
+    """
+    With the procedure held fixed as a proposal.
+
+    :param procedure: with ``num_selected``.
+    :returns: as :func:`exact_gradient`, or None where there are too many assignments to enumerate, or no law.
+    """
+    setting = problem.setting
+    # Pairs of experts, of which each may drop the datapoint.
+    if (setting.k * (setting.k - 1) // 2) ** setting.n > MAX_CHOICES:
+        return None
+    try:
+        return exact_gradient(problem, partial(mixture_bound, procedure, mixture_capacity(problem)))
+    except NotImplementedError:
+        return None

@@ -21,6 +21,7 @@ WITHHELD = "withheld"
 OBJECTIVES = {
     "router": "Router objective Σ E f_i(z_i), z_i from the router",
     "balanced": "Balanced objective E Σ f_i(z_i), Z from the procedure",
+    "mixture": "Mixture bound E Σ log Σ_j w_ij p(y_i | j), two experts per datapoint",
     "gated": "Gated objective Σ E L_i(p f), outputs scaled by the gate",
     "own": "Own objective Σ L_i(y_i) of the deterministic model",
 }

@@ -53,6 +53,7 @@ class FitConfig:
     num_seeds: int
     device: str
     dtype: Dtype
+    num_selected: int | None = None
 
     def __post_init__(self) -> None:
         for name, shelf in self._shelves().items():
@@ -113,6 +114,7 @@ class FitConfig:
                 self.num_experts,
                 self.hidden_features,
                 self.num_layers,
+                self.num_selected,
             ),
             estimator=self.estimator,
             num_particles=config.num_particles,
@@ -132,6 +134,8 @@ class FitConfig:
         :raises ValueError: if it is not what :meth:`plain` returned.
         """
         hints = get_type_hints(cls)
+        # A run of before several experts could be selected had one.
+        values = {"num_selected": None, **values}
         if values.keys() != hints.keys():
             raise ValueError(f"not the options of a fit: {sorted(values.keys() ^ hints.keys())} missing or unknown")
         try:

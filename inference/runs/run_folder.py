@@ -21,8 +21,9 @@ Columns of ``metrics.csv``: ``step`` (steps done, from 1), ``epoch`` (from 1), `
 weights over layers, a share of n), ``max_mean_load`` (of the fullest layer), ``drop_rate`` (share that not all
 layers processed); and for each assignment site of the model, in the order of the layers,
 ``FIELD/SITE`` for every field of :class:`~prob_moe.diagnostics.RoutingDiagnostics` and ``load/SITE/EXPERT``, the
-datapoints that an expert processed. All after ``datapoints_per_second`` is empty except at the steps that were looked
-at, the first and every tenth of an epoch. ``epochs.csv`` has the columns of ``fit_TASK_curve.csv``.
+datapoints that an expert processed; with several experts per datapoint also ``responsibility_entropy/y`` (nats) and
+``effective_experts/y`` among the selected. All after ``datapoints_per_second`` is empty except at the steps that were
+looked at, the first and every tenth of an epoch. ``epochs.csv`` has the columns of ``fit_TASK_curve.csv``.
 """
 
 import json

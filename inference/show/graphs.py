@@ -1,13 +1,12 @@
 """A small assignment as graphs: who is processed by whom, and what it would cost to exchange."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import networkx as nx
 import torch
 from torch import Tensor
 
 from prob_moe.distributions import AssignmentDistribution, GumbelMatching
-from prob_moe.distributions.support import router_choices
 from prob_moe.numerics import exchange_costs
 
 
@@ -15,7 +14,7 @@ class SmallDraw(NamedTuple):
     """A draw for few datapoints, by itself: its capacity is that of a batch of its size."""
 
     routing: AssignmentDistribution  #: of n datapoints
-    value: Tensor  #: (n,)
+    value: Tensor  #: (n,), or (m, n) with several experts for each
 
 
 def small_draw(logits: Tensor, like: AssignmentDistribution, capacity_factor: float) -> SmallDraw:
@@ -25,15 +24,16 @@ def small_draw(logits: Tensor, like: AssignmentDistribution, capacity_factor: fl
     :param logits: router logits, (n, k).
     :param like: the procedure is its.
     """
-    routing = type(like)(logits.detach(), capacity_factor=capacity_factor)
+    several: dict[str, Any] = {} if like.num_selected is None else {"num_selected": like.num_selected}
+    routing = type(like)(logits.detach(), capacity_factor=capacity_factor, **several)
     return SmallDraw(routing, routing.sample())
 
 
 def assignment_graph(draw: SmallDraw) -> nx.Graph:
     """
-    Bipartite: nodes ``("datapoint", i)`` and ``("expert", j)``, and an edge from every datapoint to the expert that its
-    router chose, or that processes it. Edges have ``dropped`` and ``probability``, the router's; experts ``load`` and
-    ``capacity``, which is None where there is no limit.
+    Bipartite: nodes ``("datapoint", i)`` and ``("expert", j)``, and an edge from every datapoint to the expert, or each
+    of several, that its router chose, or that processes it. Edges have ``dropped`` and ``probability``, the router's;
+    experts ``load`` and ``capacity``, which is None where there is no limit.
 
     >>> routing = GumbelMatching(torch.zeros(4, 2), capacity=2)
     >>> graph = assignment_graph(SmallDraw(routing, torch.tensor([0, 0, 1, 1])))
@@ -45,11 +45,12 @@ def assignment_graph(draw: SmallDraw) -> nx.Graph:
     capacity = None if routing.capacity is None else int(routing.capacity)
     for expert, load in enumerate(routing.loads(value).tolist()):
         graph.add_node(("expert", expert), bipartite=1, load=load, capacity=capacity)
-    probabilities = routing.router_log_prob(value).exp().tolist()
-    chosen = router_choices(value).tolist()
-    for i, (expert, entry, probability) in enumerate(zip(chosen, value.tolist(), probabilities)):
+    probabilities = routing.router_log_prob(value).exp()
+    for i, entries in enumerate(value.reshape(-1, routing.num_datapoints).mT.tolist()):
         graph.add_node(("datapoint", i), bipartite=0)
-        graph.add_edge(("datapoint", i), ("expert", expert), dropped=entry < 0, probability=probability)
+        for entry, probability in zip(entries, probabilities.reshape(-1, routing.num_datapoints)[:, i].tolist()):
+            chosen = ("expert", ~entry if entry < 0 else entry)
+            graph.add_edge(("datapoint", i), chosen, dropped=entry < 0, probability=probability)
     return graph
 
 

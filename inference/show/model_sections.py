@@ -95,6 +95,7 @@ def expert_use(fit: Fit, view: RoutingView) -> Content:
 
 def _present(routing: AssignmentDistribution, z: torch.Tensor) -> torch.Tensor:
     """Who takes part in a layer, bool (n,)."""
+    z = z if routing.num_selected is None else z[..., 0, :]
     return (
         torch.ones_like(z, dtype=torch.bool).flatten()
         if routing.mask is None

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from inference.training.look import weights_over_layers
 from inference.training.run import Fit
 from models.assignments import assignments_of
 from prob_moe.diagnostics import LEAST_WEIGHTS, RoutingRecorder, effective_sample_size, pareto_k
@@ -22,8 +23,8 @@ class RoutingView:
     :param x: rows of the test set; one may hold several datapoints, as a text does.
     :param groups: the group of every datapoint, by name, n of them.
     :param draws: by assignment site, in the order of the layers: procedure and draw.
-    :param weights: importance weights of the draw, multiplied over the layers, (n,).
-    :param served: the expert that serves, negative where dropped, (n,) for every layer.
+    :param weights: importance weights of the draw, multiplied over the layers, (n,), or m times as many.
+    :param served: the expert that serves, negative where dropped, (n,) for every layer; of several the favourite.
     """
 
     x: Tensor
@@ -64,6 +65,14 @@ class RoutingView:
         return float((self.weights == 0).mean())
 
 
+def _favourite(z: Tensor, routing: AssignmentDistribution) -> Tensor:
+    """Of several experts the one that the router likes best, where it processes the datapoint."""
+    if routing.num_selected is None:
+        return z
+    log_p = routing.router_log_prob(z).masked_fill(z < 0, -torch.inf)
+    return z.gather(-2, log_p.argmax(-2, keepdim=True)).squeeze(-2)
+
+
 @torch.no_grad()
 def routing_view(fit: Fit) -> RoutingView | None:
     """
@@ -76,13 +85,12 @@ def routing_view(fit: Fit) -> RoutingView | None:
         fit.model(x)
     if not recorder.draws:
         return None
-    weights = [routing.importance_weights(z).double().reshape(-1) for routing, z in recorder.draws.values()]
     served = assignments_of(fit.model, x, sample=fit.options.sample)
     return RoutingView(
         x,
         y,
         [fit.task.group_names[group] for group in fit.task.groups(x, y).flatten().tolist()],
         recorder.draws,
-        torch.stack(weights).prod(0).numpy(),
-        [z.flatten().numpy() for z in served],
+        weights_over_layers(recorder).double().flatten().numpy(),
+        [_favourite(z, routing).flatten().numpy() for z, (routing, _) in zip(served, recorder.draws.values())],
     )

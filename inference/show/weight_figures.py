@@ -55,4 +55,4 @@ def _histogram(axis: Axes, drawn: np.ndarray) -> None:
         axis.bar(place, zeros, width=place * (10 ** (width / 2) - 10 ** (-width / 2)), color="0.6")
         axis.annotate("0: dropped", (place, zeros), ha="center", va="bottom", fontsize=8, color="0.35")
         axis.set_xlim(left=place * 10 ** (-3 * width))
-    axis.set_title(f"one draw, {len(drawn)} datapoints of the test set")
+    axis.set_title(f"one draw, {len(drawn)} weights on the test set")

@@ -18,7 +18,7 @@ from inference.study.learners import (
 )
 from inference.study.problems import Problem
 from prob_moe.distributions import IndependentRouting
-from prob_moe.estimators import TraceBalanced_ELBO, TraceRouting_ELBO
+from prob_moe.estimators import TraceBalanced_ELBO, TraceMixture_ELBO, TraceRouting_ELBO
 
 Elbo = TraceRouting_ELBO | TraceBalanced_ELBO
 
@@ -29,6 +29,7 @@ class Group(StrEnum):
     ROUTER = "router objective, unbiased"
     TWIN = "router objective, biased"
     BALANCED = "balanced objective, unbiased"
+    MIXTURE = "mixture bound, two experts"
     GATED = "gated objective, biased"
     OWN = "sparse, deterministic"
     DENSE = "dense, deterministic"
@@ -68,16 +69,17 @@ def all_arms() -> dict[str, Arm]:
 
 
 def core() -> tuple[str, ...]:
-    """:returns: the estimators of the router objective and their twins, which the quick study runs."""
+    """:returns: the estimators of the router objective, their twins and the bound, which the quick study runs."""
     return tuple(
         name
         for name, arm in all_arms().items()
-        if arm.group in (Group.ROUTER, Group.TWIN) and name not in ("rl-r", "gumbel-softmax")
+        if arm.group in (Group.ROUTER, Group.TWIN, Group.MIXTURE) and name not in ("rl-r", "gumbel-softmax")
     )
 
 
 _R = "router objective R"
 _B = "balanced objective B of its procedure"
+_M = "mixture bound M of its procedure"
 
 
 def _of_the_router_objective() -> Iterator[Arm]:
@@ -106,6 +108,15 @@ def _of_procedure(entry: ProcedureEntry) -> Iterator[Arm]:
         yield arm("unweighted", Group.TWIN, twin, partial(TraceRouting_ELBO, weighted=False))
         if entry.has_law:
             yield arm("balanced", Group.BALANCED, _B, TraceBalanced_ELBO)
+    if entry.takes_several:
+        build = partial(_mixture_bound, entry=entry)
+        yield Arm(f"{entry.label}, mixture bound", Group.MIXTURE, _M, build, entry.origin)
+
+
+def _mixture_bound(problem: Problem, entry: ProcedureEntry) -> Learner:
+    problem.mixture.num_selected = 2
+    problem.mixture.baseline = None  # there is no score function
+    return SampledObjective(problem.mixture, entry.make, TraceMixture_ELBO(), problem.load_balancing)
 
 
 def _sampled(problem: Problem, entry: ProcedureEntry, elbo: Callable[[], Elbo]) -> Learner:

@@ -8,7 +8,7 @@ import pyro
 from torch import Tensor, nn
 
 from prob_moe.distributions import AssignmentDistribution
-from prob_moe.estimators import TraceBalanced_ELBO, TraceRouting_ELBO
+from prob_moe.estimators import TraceBalanced_ELBO, TraceMixture_ELBO, TraceRouting_ELBO
 from prob_moe.mixture import MixtureOfExperts
 from prob_moe.rules import Routing, RoutingRule, load_balancing_loss
 
@@ -92,14 +92,15 @@ class SampledObjective(MixtureLearner):
     The objective of an ELBO, whose gradient comes from draws of a procedure; its baseline is the mixture's.
 
     :param elbo: :class:`~prob_moe.estimators.TraceRouting_ELBO` for the router objective through importance weights
-        (without them, its biased twin), :class:`~prob_moe.estimators.TraceBalanced_ELBO` for the balanced one.
+        (without them, its biased twin), :class:`~prob_moe.estimators.TraceBalanced_ELBO` for the balanced one,
+        :class:`~prob_moe.estimators.TraceMixture_ELBO` for the bound of a mixture with ``num_selected``.
     """
 
     def __init__(
         self,
         mixture: MixtureOfExperts,
         assignment: Callable[..., AssignmentDistribution],
-        elbo: TraceRouting_ELBO | TraceBalanced_ELBO,
+        elbo: TraceRouting_ELBO | TraceBalanced_ELBO | TraceMixture_ELBO,
         load_balancing: float = 0.0,
     ) -> None:
         super().__init__(mixture, load_balancing)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from inference.tasks import Model, Task
+from inference.training.look import weights_over_layers
 from models.assignments import assignments_of
 from models.language import LanguageModel
 from models.stacked import StackedMixture
@@ -35,12 +36,13 @@ def evaluate(
     metrics = task.metrics(model, x, y, sample)
     use = []
     for name, (num_experts, z) in zip(("", ", layer 2"), layers):
-        z = z.flatten()  # the sequences of a text count together
+        # The sequences of a text count together; a datapoint with several experts is dropped when it has lost all.
+        z, lost = z.flatten(), z.reshape(-1, groups.numel()).amax(0)
         loads = expert_counts(router_choices(z), z >= 0, num_experts)
         metrics[f"max/mean load{name}"] = max_mean_load(loads).item()
         metrics[f"dead experts{name}"] = dead_experts(loads).item()
         metrics[f"usage perplexity{name}"] = usage_perplexity(loads).item()
-        metrics[f"drop rate{name}"] = drop_rate(z).item()
+        metrics[f"drop rate{name}"] = drop_rate(lost).item()
         use.append(_use(z, groups, num_experts, len(task.group_names)))
     return metrics, use
 
@@ -54,7 +56,12 @@ def _experts_by_layer(model: Model) -> list[int]:
 
 
 def _use(z: Tensor, groups: Tensor, num_experts: int, num_groups: int) -> Tensor:
-    """Shares of a group's datapoints by expert, the last column for what was dropped, (groups, k + 1)."""
+    """
+    Shares of a group's datapoints by expert, the last column for what was dropped, (groups, k + 1).
+
+    :param z: of n datapoints, or with m experts for each of m * n, in m blocks.
+    """
+    groups = groups.repeat(len(z) // max(1, len(groups)))
     destination = torch.where(z >= 0, z, torch.full_like(z, num_experts))
     cells = torch.bincount(groups * (num_experts + 1) + destination, minlength=num_groups * (num_experts + 1))
     counts = cells.view(num_groups, num_experts + 1).cpu().double()
@@ -71,7 +78,7 @@ def draw_metrics(model: Model, x: Tensor) -> dict[str, float]:
     """
     with RoutingRecorder() as recorder:
         model(x)
-    weights = torch.stack([routing.importance_weights(z) for routing, z in recorder.draws.values()]).prod(0).flatten()
+    weights = weights_over_layers(recorder).flatten()
     entropy = [diagnostics.router_entropy for diagnostics in recorder.diagnostics().values()]
     return {
         "weight ESS, one draw (share of n)": effective_sample_size(weights).item(),

@@ -3,8 +3,14 @@
 from math import prod
 
 import torch
+from torch import Tensor
 
-from prob_moe.diagnostics import RoutingRecorder, effective_sample_size
+from prob_moe.diagnostics import (
+    RoutingRecorder,
+    effective_experts,
+    effective_sample_size,
+    responsibility_entropy,
+)
 
 #: a line of a table, by column
 Row = dict[str, float]
@@ -19,6 +25,24 @@ def site_loads(look: Row) -> dict[str, list[float]]:
     return loads
 
 
+def weights_over_layers(recorder: RoutingRecorder) -> Tensor:
+    """
+    The importance weights of the recorded draws, multiplied over the layers.
+
+    :returns: (*, n), or (*, m * n) where the last layer selects m experts for every datapoint.
+    """
+    product: Tensor | None = None
+    for routing, z in recorder.draws.values():
+        weights = routing.importance_weights(z)
+        if routing.num_selected is not None:
+            weights = (weights if product is None else product.unsqueeze(-2) * weights).flatten(-2)
+        elif product is not None:
+            weights = product * weights
+        product = weights
+    assert product is not None
+    return product
+
+
 @torch.no_grad()
 def look_at(recorder: RoutingRecorder) -> Row:
     """
@@ -27,7 +51,7 @@ def look_at(recorder: RoutingRecorder) -> Row:
     :returns: of all layers together, then of each.
     """
     layers = recorder.diagnostics()
-    weights = torch.stack([routing.importance_weights(z) for routing, z in recorder.draws.values()]).prod(0)
+    weights = weights_over_layers(recorder)
     row = {
         "weight_ess": float(effective_sample_size(weights).mean()),
         "max_mean_load": max(float(layer.max_mean_load.mean()) for layer in layers.values()),
@@ -38,4 +62,7 @@ def look_at(recorder: RoutingRecorder) -> Row:
         loads = routing.loads(z)
         mean_loads = loads.reshape(-1, loads.shape[-1]).double().mean(0).tolist()
         row |= {f"load/{site}/{expert}": load for expert, load in enumerate(mean_loads)}
+    for site, log_joint in recorder.log_joint.items():
+        row[f"responsibility_entropy/{site}"] = float(responsibility_entropy(log_joint).double().mean())
+        row[f"effective_experts/{site}"] = float(effective_experts(log_joint).double().mean())
     return row

@@ -15,7 +15,7 @@ from inference.tasks import Model, ModelOptions, Task
 from inference.training.collapse import CollapseWarning
 from inference.training.evaluate import draw_metrics, evaluate
 from inference.training.look import Row, look_at
-from inference.training.objective import batch_loss, check_combination
+from inference.training.objective import batch_loss, check_combination, check_several
 from inference.training.param_store import param_store_state, set_param_store
 from inference.training.random_state import random_state, set_random_state
 from inference.training.trainer import Trainer
@@ -43,6 +43,7 @@ class FitOptions:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be a positive int, got {getattr(self, name)!r}")
         check_combination(self.model.baseline, self.num_particles)
+        check_several(self.model.assignment, self.estimator, self.model.num_selected)
 
 
 @dataclass(frozen=True)

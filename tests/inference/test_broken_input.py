@@ -58,6 +58,25 @@ def refused(*arguments: str) -> str:
             ["digits", "--estimator", "balanced", "--assignment", "dependent-rounding"],
             "DependentRounding has no joint log_prob",
         ),
+        (["digits", "--estimator", "mixture"], "the estimator mixture wants several experts per datapoint"),
+        (["digits", "--estimator", "mixture", "--num-selected", "1"], "num_selected must be at least 2, got 1"),
+        (
+            ["digits", "--estimator", "mixture", "--num-selected", "5"],
+            "num_selected=5 exceeds the number of experts",
+        ),
+        (["digits", "--num-selected", "2"], "the estimator weighted is for one expert per datapoint"),
+        (
+            ["digits", "--estimator", "mixture", "--num-selected", "2", "--assignment", "gumbel-matching"],
+            "gumbel-matching gives every datapoint one expert, got num_selected=2: use one of independent",
+        ),
+        (
+            ["digits", "--estimator", "mixture", "--num-selected", "2", "--num-layers", "2"],
+            "the digits task takes num_selected with one layer",
+        ),
+        (
+            ["language", "--estimator", "mixture", "--num-selected", "2"],
+            "the language task gives every byte one expert, got num_selected=2",
+        ),
         (["piecewise", "--num-layers", "2"], "the piecewise task has one layer"),
         (["digits", "--device", "abacus"], "device 'abacus' cannot be used"),
         (["digits", "--device", "cuda:99"], "device 'cuda:99' cannot be used"),

@@ -84,6 +84,24 @@ def test_expert_use_counts_the_groups() -> None:
             assert use[group, column] == pytest.approx(count / len(members))
 
 
+def test_several_experts_train_by_the_bound_and_are_shown(tmp_path: Path) -> None:
+    arguments = ["digits", "--estimator", "mixture", "--num-selected", "2", "--num-epochs", "3", "--out", str(tmp_path)]
+    code, output = run(*arguments, "--capacity-factor", "1.0", "--batch-size", "100")
+    assert code == 0, output
+    table = pd.read_csv(tmp_path / "fit_digits.csv")
+    assert (table["accuracy, served"] > 0.8).all()
+    assert (table["drop rate"] == 0).all()
+    steps = pd.read_csv(RunFolder(tmp_path).seed(0).metrics).dropna()
+    assert steps["effective_experts/y"].between(1, 2).all()
+    assert steps["responsibility_entropy/y"].between(0, math.log(2)).all()
+    loads = steps[[f"load/assignment/{expert}" for expert in range(4)]]
+    assert (loads.sum(axis=1).isin([194, 200])).all()  # two for each of 100 datapoints; the last batch has 97
+    shown = CliRunner().invoke(app, ["show", str(tmp_path)])
+    assert shown.exit_code == 0, shown.output
+    code, output = run("digits", "--resume", "--out", str(tmp_path))
+    assert code == 0, output
+
+
 def test_piecewise_command(tmp_path: Path) -> None:
     code, output = run("piecewise", "--num-epochs", "3", "--serve", "sample", "--out", str(tmp_path))
     assert code == 0, output

@@ -1,17 +1,12 @@
-"""What a router can do wrong, in numbers: load, drops, use of experts, weights."""
+"""Single diagnostics, on tensors."""
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from pyro.ops.provenance import detach_provenance
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from prob_moe.distributions import AssignmentDistribution
 from prob_moe.distributions.support import router_choices
-from prob_moe.estimators.sites import Site
 
 # All functions but pareto_k are plain tensor expressions: batched over leading dimensions, without waiting for the
 # device. Where there is nothing to count (no datapoint, or all of it padding), ratios are 0 instead of NaN.
@@ -66,7 +61,8 @@ def drop_rate(value: Tensor, mask: Tensor | None = None) -> Tensor:
     """
     Share of the datapoints that no expert processes.
 
-    :param value: an assignment, long (*, n); negative entries are dropped.
+    :param value: an assignment, long (*, n); negative entries are dropped. One of several experts per datapoint, (*, m,
+        n), gives the share that a choice was dropped, (*, m); its ``amax(-2)`` that of datapoints without any expert.
     :param mask: bool, broadcastable to (*, n); False marks padding, which is not counted.
     :returns: (*), in [0, 1].
 
@@ -153,6 +149,47 @@ def pareto_k(weights: Tensor, mask: Tensor | None = None) -> Tensor:
     return torch.tensor(shapes, dtype=torch.float64).reshape(weights.shape[:-1])
 
 
+def responsibility_entropy(log_joint: Tensor, mask: Tensor | None = None) -> Tensor:
+    r"""
+    Mean entropy of the responsibilities among the selected experts, :math:`\omega_i = \mathrm{softmax}_j(\log w_{ij} +
+    \log p(y_i | j))`: 0 where one of them explains each datapoint, log m where all do equally well.
+
+    :param log_joint: :math:`\log w_{ij} + \log p(y_i | j)`, nats (*, m, n), up to a constant for each datapoint; -inf
+        where expert j does not process it.
+    :param mask: bool, broadcastable to (*, n); False marks padding, which is not counted.
+    :returns: nats, (*): the mean over datapoints that an expert processes.
+
+    >>> responsibility_entropy(torch.tensor([[0.0, 0.0], [0.0, -torch.inf]])).exp()
+    tensor(1.4142)
+    """
+    entropies, counted = _responsibility_entropies(log_joint, mask)
+    return entropies.sum(-1) / counted.sum(-1).clamp(min=1)
+
+
+def effective_experts(log_joint: Tensor, mask: Tensor | None = None) -> Tensor:
+    r"""
+    Effective number of experts of a datapoint, :math:`\exp H(\omega_i)`, in the mean over datapoints that an expert
+    processes: from 1, one explains each of them alone, to m.
+
+    Arguments as of :func:`responsibility_entropy`.
+
+    :returns: (*), 0 where nobody is processed.
+
+    >>> effective_experts(torch.tensor([[0.0, 0.0], [0.0, -torch.inf]]))
+    tensor(1.5000)
+    """
+    entropies, counted = _responsibility_entropies(log_joint, mask)
+    return entropies.exp().masked_fill(~counted, 0.0).sum(-1) / counted.sum(-1).clamp(min=1)
+
+
+def _responsibility_entropies(log_joint: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Entropies (*, n), 0 where nothing is counted; and who is: those present whom an expert processes."""
+    kept = (log_joint > -torch.inf).any(-2)
+    counted = kept & _present(kept, mask)
+    omega = log_joint.masked_fill(~counted.unsqueeze(-2), 0.0).softmax(-2)
+    return torch.special.entr(omega).sum(-2).masked_fill(~counted, 0.0), counted
+
+
 def router_entropy(logits: Tensor, mask: Tensor | None = None) -> Tensor:
     r"""
     Mean entropy of the router's distributions, :math:`\frac{1}{n} \sum_i H(p_i)`: 0 when sure, log k when indifferent.
@@ -181,88 +218,6 @@ def agreement(logits: Tensor, value: Tensor, mask: Tensor | None = None) -> Tens
     same = router_choices(value) == logits.argmax(-1)
     present = _present(same, mask)
     return (same & present).sum(-1) / present.sum(-1).clamp(min=1)
-
-
-class RoutingDiagnostics(NamedTuple):
-    """Diagnostics of one assignment, a tensor (*) each."""
-
-    max_mean_load: Tensor  #: :func:`max_mean_load`
-    dead_experts: Tensor  #: :func:`dead_experts`
-    usage_perplexity: Tensor  #: :func:`usage_perplexity`
-    drop_rate: Tensor  #: :func:`drop_rate`
-    weight_ess: Tensor  #: :func:`effective_sample_size` of the importance weights, a share of n
-    router_entropy: Tensor  #: :func:`router_entropy`, nats
-    agreement: Tensor  #: :func:`agreement` of favourite and drawn expert
-
-
-@torch.no_grad()
-def routing_diagnostics(distribution: AssignmentDistribution, value: Tensor) -> RoutingDiagnostics:
-    """
-    All diagnostics of a draw.
-
-    Nothing here waits for the device; the weights are the distribution's own, and some of those do.
-
-    :param distribution: the distribution, whose padding mask is respected.
-    :param value: a draw from it, long (*sample, *batch, n). Its ``mode`` need not have weights: use the single
-        functions on that.
-    :raises ValueError: if the value does not fit, or its weights need the noise of another draw.
-
-    >>> from prob_moe.distributions import IndependentRouting
-    >>> routing = IndependentRouting(torch.zeros(4, 2))
-    >>> routing_diagnostics(routing, torch.tensor([0, 0, 0, 1])).max_mean_load
-    tensor(1.5000)
-    """
-    value = detach_provenance(value)
-    if value.dtype != torch.long or value.shape[-1:] != distribution.event_shape:
-        raise ValueError(
-            f"value must be a long tensor (*, n = {distribution.num_datapoints}), got {value.dtype} of shape "
-            f"{tuple(value.shape)}; pass what {type(distribution).__name__} has drawn"
-        )
-    loads = distribution.loads(value)
-    mask = distribution.mask
-    entropy = router_entropy(distribution.logits, mask)
-    return RoutingDiagnostics(
-        max_mean_load=max_mean_load(loads),
-        dead_experts=dead_experts(loads),
-        usage_perplexity=usage_perplexity(loads),
-        drop_rate=drop_rate(value, mask),
-        weight_ess=effective_sample_size(distribution.importance_weights(value), mask),
-        router_entropy=entropy.expand(torch.broadcast_shapes(entropy.shape, value.shape[:-1])),
-        agreement=agreement(distribution.logits, value, mask),
-    )
-
-
-class RoutingRecorder(Messenger):
-    """
-    Keeps what a model draws at its assignment sites, so that a training step can be looked at afterwards.
-
-    As a context around a step it sees the first draw of every site, whichever ELBO runs the model.
-
-    >>> import pyro
-    >>> from prob_moe.distributions import CapacitySkip
-    >>> with RoutingRecorder() as recorder:
-    ...     _ = pyro.sample("z", CapacitySkip(torch.zeros(6, 2), capacity=3))
-    >>> recorder.diagnostics()["z"].dead_experts
-    tensor(0)
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.draws: dict[str, tuple[AssignmentDistribution, Tensor]] = {}
-
-    def __enter__(self) -> "RoutingRecorder":
-        self.draws = {}
-        return super().__enter__()
-
-    def diagnostics(self) -> dict[str, RoutingDiagnostics]:
-        """:returns: the diagnostics of the recorded draws by site."""
-        return {name: routing_diagnostics(*draw) for name, draw in self.draws.items()}
-
-    def _pyro_post_sample(self, msg: Site) -> None:
-        procedure = msg["fn"]
-        # A later one is a replay of the first, or another particle.
-        if isinstance(procedure, AssignmentDistribution) and not msg["is_observed"] and msg["name"] not in self.draws:
-            self.draws[msg["name"]] = procedure, detach_provenance(msg["value"])
 
 
 def _floating(counts: Tensor) -> Tensor:
