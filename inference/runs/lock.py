@@ -1,8 +1,8 @@
 """Two processes that write into one folder would lose both their runs."""
 
-import fcntl
-import os
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 
 class FolderLock:
@@ -15,7 +15,7 @@ class FolderLock:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._descriptor: int | None = None
+        self._lock = FileLock(folder / ".lock")
 
     def __enter__(self) -> "FolderLock":
         if self.folder.is_dir():
@@ -23,21 +23,14 @@ class FolderLock:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        self._lock.release()
 
     def take(self) -> None:
-        if self._descriptor is not None:
+        if self._lock.is_locked:
             return
-        descriptor = os.open(self.folder, os.O_RDONLY)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
+            self._lock.acquire(timeout=0)
+        except Timeout:
             raise ValueError(
                 f"another process is writing to {self.folder}: wait for it, or give another --out"
             ) from None
-        except OSError:
-            pass  # Some network file systems have no locks: then nobody can tell.
-        self._descriptor = descriptor

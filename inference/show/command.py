@@ -24,7 +24,7 @@ def show(
         int | None, typer.Option(help="Whose routing is shown.", show_default="the first with a checkpoint")
     ] = None,
     plugin: Plugins = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace earlier report.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is no report of this run.")] = False,
     as_json: Annotated[
         bool,
         typer.Option("--json", help="Print the numbers as JSON, and nothing else; with --out, write the report, too."),
@@ -35,7 +35,7 @@ def show(
 
     Learning curves, loads, drops, importance weights, router map, assignment and exchange graphs, use of experts.
 
-    A fit that goes on, or was stopped, can be shown as well.
+    A fit that goes on, or was stopped, can be shown as well, and again: the report before is replaced.
 
     Exit codes: 0 done; 2 bad input, or the run lacks something or is damaged: then the report has what is left.
 
@@ -43,7 +43,7 @@ def show(
     """
     torch.set_num_threads(1)
     # Drawing is slow to import; --help need not wait for it.
-    from inference.show.report import Report
+    from inference.show.report import Report, is_report_of
     from inference.show.routing_view import routing_view
     from inference.show.run_reader import load_fit, read_run
     from inference.show.run_summary import summary
@@ -58,7 +58,7 @@ def show(
         file = run.folder.report if out is None else out
         writes = out is not None or not as_json
         if writes:
-            check_new_file(file, overwrite=overwrite)
+            check_new_file(file, overwrite=overwrite or is_report_of(run, file))
         shown = run.seed_to_show if seed is None else seed
         fit, view, why_not = None, None, "the model draws no assignment"
         with default_dtype(run.config.dtype):

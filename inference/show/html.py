@@ -104,8 +104,11 @@ def picture(figure: Figure, caption: str) -> Picture:
     return Picture(buffer.getvalue(), caption, min(1.0, figure.get_figwidth() / WIDTH))
 
 
-def page(title: str, sections: list[Section]) -> str:
-    """:returns: the HTML."""
+def page(title: str, sections: list[Section], origin: str = "") -> str:
+    """
+    :param origin: what it was made from, which a browser does not show.
+    :returns: the HTML.
+    """
     links = "".join(f'<a href="#{section.name}">{escape(section.title)}</a> ' for section in sections)
     body = "".join(
         f'<section><h2 id="{section.name}">{escape(section.title)}</h2>'
@@ -118,6 +121,7 @@ def page(title: str, sections: list[Section]) -> str:
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
         "style-src 'unsafe-inline'\">"
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta name="generator" content="{escape(origin)}">'
         f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n"
         f"<body><h1>{escape(title)}</h1><nav>{links}</nav>\n{body}</body></html>\n"
     )

@@ -1,7 +1,9 @@
 """The report on a run: which sections it has, and why one is left out."""
 
+import hashlib
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 from inference.show import captions, run_figures, weight_figures
 from inference.show.html import Content, Section, Table, Text, page, picture
@@ -13,6 +15,18 @@ from inference.training.run import Fit
 
 #: seeds up to which every one has a column
 COLUMNS = 6
+
+
+def origin_of(run: Run) -> str:
+    """:returns: by which a report of the run is known, wherever it lies."""
+    return f"prob_moe, run {hashlib.sha256(str(run.folder.path.absolute()).encode()).hexdigest()[:16]}"
+
+
+def is_report_of(run: Run, file: Path) -> bool:
+    """:returns: whether a file is an earlier report of the run, which a newer one may replace."""
+    # The folder may have moved with its report.
+    origin = "prob_moe, run " if file == run.folder.report else origin_of(run)
+    return file.is_file() and f'content="{origin}'.encode() in file.read_bytes()
 
 
 class LeftOutError(Exception):
@@ -36,7 +50,8 @@ class Report:
 
     def html(self) -> str:
         config = self.run.config
-        return page(f"{config.task}: {config.assignment}, {config.estimator}", self.sections())
+        title = f"{config.task}: {config.assignment}, {config.estimator}"
+        return page(title, self.sections(), origin_of(self.run))
 
     def sections(self) -> list[Section]:
         makers: dict[str, Callable[[], Content]] = {

@@ -70,6 +70,14 @@ def test_show_keeps_an_earlier_report(named: bool, tmp_path: Path) -> None:
     assert CliRunner().invoke(app, ["show", str(run), "--json"]).exit_code == 0
     assert CliRunner().invoke(app, [*arguments, "--overwrite"]).exit_code == 0
     assert file.read_text(encoding="utf-8").startswith("<!")
+    # Its own report it may replace, during a fit for one; that of another run it keeps.
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    run.rename(tmp_path / "another")
+    arguments[1] = str(tmp_path / "another")
+    if named:
+        assert "is there already" in refused(*arguments)
+    else:
+        assert CliRunner().invoke(app, arguments).exit_code == 0
 
 
 @pytest.mark.parametrize(
