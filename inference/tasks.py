@@ -65,7 +65,7 @@ def with_baselines(model: AnyModel, baseline: BaselineEntry, in_features: int) -
     """
     layers: list[Any] = [module for module in model.modules() if hasattr(module, "baseline")]
     for layer in layers:
-        layer.baseline = baseline.build(in_features)
+        layer.baseline = None if baseline.name == "none" else baseline.build(in_features)
     return model
 
 

@@ -61,14 +61,15 @@ def fit(
         ),
     ] = "weighted",
     baseline: Annotated[
-        str,
+        str | None,
         typer.Option(
             callback=name_of("baseline", lambda: REGISTRY.baselines),
             help=f"Subtracted from the cost: {listed(REGISTRY.baselines)}.",
+            show_default="decaying; none with several experts",
         ),
-    ] = "decaying",
+    ] = None,
     num_selected: Annotated[
-        int | None, typer.Option(help="Experts of every datapoint, at least 2, for the estimator mixture.")
+        int | None, typer.Option(help="Experts of every datapoint, at least 2; for mixture, and weighted.")
     ] = None,
     num_particles: Annotated[int | None, typer.Option(help="Draws a step; 2 with leave-one-out, else 1.")] = None,
     num_experts: Annotated[int | None, typer.Option(help="Experts of a layer.")] = None,
@@ -132,7 +133,7 @@ def fit(
             assignment,
             capacity_factor,
             estimator,
-            baseline,
+            baseline or ("decaying" if num_selected is None else "none"),
             num_particles,
             num_experts,
             hidden_features,

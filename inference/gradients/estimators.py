@@ -140,7 +140,7 @@ def balanced_estimator(name: str, procedure: Procedure, baseline: str) -> Gradie
 
 def _particles(baseline: str) -> int:
     """Where a baseline compares particles, two of them cost two draws; variances are compared at equal cost."""
-    return 2 if baseline != EXPECTED_COST and REGISTRY.baselines[baseline].needs_particles else 1
+    return 2 if baseline in REGISTRY.baselines and REGISTRY.baselines[baseline].needs_particles else 1
 
 
 def _warm_up(baseline: str) -> int:
@@ -158,7 +158,10 @@ def _loss(
     copies: int,
 ) -> Loss:
     mixture.assignment = procedure
-    mixture.baseline = _expected_cost(problem) if baseline == EXPECTED_COST else _baseline(baseline)
+    if baseline == NO_SCORE:
+        mixture.baseline = None
+    else:
+        mixture.baseline = _expected_cost(problem) if baseline == EXPECTED_COST else _baseline(baseline)
     x, y = problem.data(copies)
 
     def model() -> None:
@@ -170,26 +173,44 @@ def _loss(
     return partial(elbo.differentiable_loss, model, None)
 
 
-# The mixture bound ---------------------------------------------------------------------------------------------------
+# Several experts per datapoint ---------------------------------------------------------------------------------------
 
 #: experts of every datapoint
 SELECTED = 2
 
 
+def pair_estimator(name: str, procedure: Procedure) -> GradientEstimator:
+    """The router objective from several experts per datapoint, its score part from pairs of them: no baseline."""
+    return GradientEstimator(
+        label=f"{label(name)}, pairs",
+        baseline=NO_SCORE,
+        objective=Objective.ROUTER,
+        loss=partial(_loss_of_several, TraceRouting_ELBO, procedure),
+        exact=exact_router_gradient,
+        weight_pareto_k=pareto_shape(procedure),
+    )
+
+
+def _loss_of_several(
+    kind: Callable[..., TraceRouting_ELBO | TraceMixture_ELBO],
+    procedure: Procedure,
+    problem: Problem,
+    mixture: MixtureOfExperts,
+    copies: int,
+) -> Loss:
+    mixture.num_selected = SELECTED
+    mixture.capacity = mixture_capacity(problem)
+    return _loss(kind, procedure, NO_SCORE, problem, mixture, copies)
+
+
 def mixture_estimator(name: str, procedure: Procedure) -> GradientEstimator:
     """An estimator of the mixture bound through :class:`~prob_moe.estimators.TraceMixture_ELBO`: no score function."""
     several = partial(procedure, num_selected=SELECTED)
-
-    def loss(problem: Problem, mixture: MixtureOfExperts, copies: int) -> Loss:
-        mixture.num_selected = SELECTED
-        mixture.capacity = mixture_capacity(problem)
-        return _loss(TraceMixture_ELBO, procedure, "none", problem, mixture, copies)
-
     return GradientEstimator(
         label=f"{label(name)}, mixture bound",
         baseline=NO_SCORE,
         objective=Objective.MIXTURE,
-        loss=loss,
+        loss=partial(_loss_of_several, TraceMixture_ELBO, procedure),
         exact=lambda problem: exact_mixture_gradient(problem, several),
         weight_pareto_k=pareto_shape(procedure),
     )
@@ -230,5 +251,8 @@ def estimators() -> list[GradientEstimator]:
         if entry.has_law
         for baseline in of_one_particle
     ]
-    rows += [mixture_estimator(name, entry.make) for name, entry in procedures.items() if entry.takes_several]
+    several = {name: entry for name, entry in procedures.items() if entry.takes_several}
+    # What has no law does not know its pairs.
+    rows += [pair_estimator(name, entry.make) for name, entry in several.items() if entry.has_law]
+    rows += [mixture_estimator(name, entry.make) for name, entry in several.items()]
     return rows

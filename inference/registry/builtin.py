@@ -67,6 +67,7 @@ REGISTRY.add(
         TraceRouting_ELBO,
         f"{_R}; the procedure is a proposal, corrected by importance weights: unbiased where datapoints meet in the "
         "capacity only",
+        takes_several=True,
     ),
     EstimatorEntry(
         "unweighted",
@@ -86,7 +87,8 @@ REGISTRY.add(
         "the mixture bound M = Σ_i E[log Σ_j w_ij p(y_i | x_i, j)] over the selected experts j, a lower bound of the "
         "mixture's log-likelihood; the gradient holds the procedure fixed as a proposal",
         objective=Objective.MIXTURE,
-        several=True,
+        takes_several=True,
+        needs_several=True,
     ),
 )
 

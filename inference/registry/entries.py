@@ -160,7 +160,8 @@ class EstimatorEntry(Entry):
 
     :param make: called with ``num_particles``, ``vectorize_particles`` and ``max_plate_nesting``.
     :param words: the objective, and what is right or wrong with the estimate, for reports.
-    :param several: whether it wants ``num_selected`` of at least 2; else it wants one expert per datapoint.
+    :param takes_several: whether it can do with several experts per datapoint.
+    :param needs_several: whether it cannot do with one.
     """
 
     kind = "estimator"
@@ -169,7 +170,8 @@ class EstimatorEntry(Entry):
     words: str = ""
     _: KW_ONLY
     objective: Objective = Objective.ROUTER
-    several: bool = False
+    takes_several: bool = False
+    needs_several: bool = False
 
 
 @dataclass(frozen=True)

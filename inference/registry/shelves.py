@@ -17,7 +17,7 @@ from inference.registry.names import resolve, spelling
 E = TypeVar("E", bound=Entry)
 
 #: what a name may say after that of a procedure, rule or estimator
-VARIANTS = ("unweighted", "balanced", "mixture bound", "router marginals")
+VARIANTS = ("unweighted", "balanced", "mixture bound", "pairs", "router marginals")
 #: what has a name and is neither
 OTHERS = ("exact gradient", "RL-R")
 

@@ -18,34 +18,34 @@ class BatchLoss(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
-def check_several(assignment: str, estimator: str, num_selected: int | None) -> None:
+def check_several(assignment: str, estimator: str, baseline: str, num_selected: int | None) -> None:
     """
     :param num_selected: experts of every datapoint, None for one.
-    :raises ValueError: if procedure or estimator wants another number of experts.
+    :raises ValueError: if procedure, estimator or baseline wants another number of experts.
     """
-    procedure, several = REGISTRY.procedures[assignment], REGISTRY.estimators[estimator].several
+    procedures, estimators = REGISTRY.procedures, REGISTRY.estimators
     if num_selected is None:
-        if several:
+        if estimators[estimator].needs_several:
             raise ValueError(
                 f"the estimator {estimator} wants several experts per datapoint: give num_selected of at least 2, got "
                 "None"
             )
         return
-    if not procedure.takes_several:
-        able = ", ".join(name for name, entry in REGISTRY.procedures.items() if entry.takes_several)
+    if not procedures[assignment].takes_several:
+        able = ", ".join(name for name, entry in procedures.items() if entry.takes_several)
         raise ValueError(
             f"{assignment} gives every datapoint one expert, got num_selected={num_selected}: use one of {able}"
         )
-    if not several:
-        able = ", ".join(name for name, entry in REGISTRY.estimators.items() if entry.several)
+    if not estimators[estimator].takes_several:
+        able = ", ".join(name for name, entry in estimators.items() if entry.takes_several)
         raise ValueError(
-            f"the estimator {estimator} is for one expert per datapoint, got num_selected={num_selected}: use {able}"
+            f"the estimator {estimator} is for one expert per datapoint, got num_selected={num_selected}: use one of "
+            f"{able}"
         )
     if num_selected < 2:
-        raise ValueError(
-            f"num_selected must be at least 2, got {num_selected}: of one expert per datapoint the bound's gradient "
-            "would teach the router nothing; leave it out and use the estimator weighted"
-        )
+        raise ValueError(f"num_selected must be at least 2, got {num_selected}: leave it out for one expert")
+    if baseline != "none":
+        raise ValueError(f"several experts per datapoint need no baseline, got {baseline}: leave it out")
 
 
 def check_combination(baseline: str, num_particles: int) -> None:

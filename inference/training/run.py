@@ -43,7 +43,7 @@ class FitOptions:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be a positive int, got {getattr(self, name)!r}")
         check_combination(self.model.baseline, self.num_particles)
-        check_several(self.model.assignment, self.estimator, self.model.num_selected)
+        check_several(self.model.assignment, self.estimator, self.model.baseline, self.model.num_selected)
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,8 @@ def refused(*arguments: str) -> str:
             ["digits", "--estimator", "mixture", "--num-selected", "5"],
             "num_selected=5 exceeds the number of experts",
         ),
-        (["digits", "--num-selected", "2"], "the estimator weighted is for one expert per datapoint"),
+        (["digits", "--estimator", "balanced", "--num-selected", "2"], "the estimator balanced is for one expert per"),
+        (["digits", "--num-selected", "2", "--baseline", "neural"], "several experts per datapoint need no baseline"),
         (
             ["digits", "--estimator", "mixture", "--num-selected", "2", "--assignment", "gumbel-matching"],
             "gumbel-matching gives every datapoint one expert, got num_selected=2: use one of independent",
