@@ -82,6 +82,18 @@ def set_site_of(model_trace: Trace, guide_trace: Trace) -> SetSite | None:
     return SetSite(name, site, guide_site, likelihood, likelihood_name, mixture)
 
 
+def check_no_mixture(model_trace: Trace) -> None:
+    """
+    :raises ValueError: if a site has a :class:`SelectedMixture`, whose weights hold the procedure fixed.
+    """
+    for name, site in ordinary_sites(model_trace).items():
+        if isinstance(_unmasked(site["fn"]), SelectedMixture):
+            raise ValueError(
+                f"site {name!r} has a SelectedMixture, whose weights hold the procedure fixed, where the balanced "
+                "objective differentiates its law; use TraceMixture_ELBO or TraceRouting_ELBO"
+            )
+
+
 def _unmasked(distribution: Any) -> Any:
     while isinstance(distribution, MaskedDistribution):
         distribution = distribution.base_dist

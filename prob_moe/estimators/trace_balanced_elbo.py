@@ -11,6 +11,7 @@ from torch import Tensor
 
 from prob_moe.estimators.functional import balanced_surrogate
 from prob_moe.estimators.particles import OfParticle
+from prob_moe.estimators.set_site import check_no_mixture
 from prob_moe.estimators.sites import Site, assignment_sites, present
 from prob_moe.estimators.surrogate_elbo import SurrogateELBO, add_sites
 
@@ -74,10 +75,11 @@ class TraceBalanced_ELBO(SurrogateELBO):
 
     :param kwargs: ``num_particles``, ``vectorize_particles``, ``max_plate_nesting``, ``retain_graph`` as in Pyro.
     :raises NotImplementedError: if a procedure has no score function.
-    :raises ValueError: if a baseline does not fit.
+    :raises ValueError: if a baseline does not fit, or a site has a :class:`~prob_moe.distributions.SelectedMixture`.
     """
 
     def _left_out(self, model_trace: Trace, guide_trace: Trace) -> list[str]:
+        check_no_mixture(model_trace)
         return list(_own_assignments(model_trace, guide_trace))
 
     def _elbo(self, model_trace: Trace, guide_trace: Trace) -> Any:
