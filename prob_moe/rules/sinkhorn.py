@@ -28,6 +28,7 @@ class SinkhornBASE(RoutingRule):
     :param capacity_factor: capacity = ceil(capacity_factor * n / k). Without either there is no limit.
     :param max_iterations: the most iterations of the plan.
 
+    >>> import torch
     >>> _ = torch.manual_seed(0)
     >>> logits = torch.randn(1000, 4) + torch.tensor([3.0, 2.0, 1.0, 0.0])
     >>> logits.argmax(-1).bincount(), SinkhornBASE()(logits).assignment[0].bincount()
