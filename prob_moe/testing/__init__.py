@@ -1,4 +1,4 @@
-"""For people who add an assignment distribution or an estimator: one call tells whether it is right."""
+"""For people who add a distribution, a rule, a baseline or an estimator: one call tells whether it is right."""
 
 from prob_moe.testing.baselines import check_baseline
 from prob_moe.testing.clauses import CLAUSES
@@ -13,9 +13,12 @@ from prob_moe.testing.exact import (
 from prob_moe.testing.finite_differences import Slope, central_difference
 from prob_moe.testing.gradients import gradient_report
 from prob_moe.testing.report import GradientReport, GradientRow
+from prob_moe.testing.rule_clauses import RULE_CLAUSES
+from prob_moe.testing.rules import check_rule
 
 __all__ = [
     "CLAUSES",
+    "RULE_CLAUSES",
     "ClauseResult",
     "ContractError",
     "ContractReport",
@@ -25,6 +28,7 @@ __all__ = [
     "central_difference",
     "check_assignment_distribution",
     "check_baseline",
+    "check_rule",
     "exact_balanced_objective",
     "exact_mixture_bound",
     "exact_mixture_objective",

@@ -56,7 +56,7 @@ class ContractReport:
 
 class ContractError(AssertionError):
     """
-    A distribution breaks its contract; the message names the clauses, with the numbers.
+    A distribution, or a rule, breaks its contract; the message names the clauses, with the numbers.
 
     :param report: all that was found, also kept as ``error.report``.
     """

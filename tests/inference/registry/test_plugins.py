@@ -17,7 +17,7 @@ from inference.registry.builtin import REGISTRY
 from inference.registry.plugins import PluginError, load, load_installed
 from inference.study.arms import all_arms
 from prob_moe import BatchedExperts, ExpertLayer, record_routing
-from prob_moe.testing import check_assignment_distribution, check_baseline
+from prob_moe.testing import check_assignment_distribution, check_baseline, check_rule
 from tests.inference.test_broken_input import refused
 
 EXAMPLES = Path(__file__).parent / "examples"
@@ -52,6 +52,12 @@ def test_the_baseline_passes_the_kit() -> None:
     load(BASELINE)
     baseline = REGISTRY.baselines["step-before"].build(0)
     assert check_baseline(baseline) == ["router", "balanced"]  # type: ignore[arg-type]
+
+
+def test_the_rule_passes_the_kit() -> None:
+    load(RULE)
+    report = check_rule(REGISTRY.rules["root-gate"].make)
+    assert not report.skipped
 
 
 @pytest.mark.parametrize("plugin", [DISTRIBUTION, RULE])
