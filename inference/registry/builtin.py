@@ -137,7 +137,7 @@ REGISTRY.add(
     # The input is mixed into the output where both have the same features.
     RuleEntry("BASE", rules.BASELayer, options=lambda setting: {"carry": setting.same_features}),
     RuleEntry("S-BASE", rules.SinkhornBASE),
-    RuleEntry("expert choice", rules.ExpertChoice, serves_all=False),
+    RuleEntry("expert choice", rules.ExpertChoice),
     RuleEntry(
         "σ-MoE",
         rules.SigmaMoE,
@@ -153,7 +153,7 @@ REGISTRY.add(
     RuleEntry("DenseMixer", rules.DenseMixer, exact=False),
     RuleEntry("dense mixture", rules.DenseMixture, dense=True, limited=False),
     RuleEntry("SMEAR", rules.SMEAR, dense=True, limited=False),
-    RuleEntry("Soft MoE", rules.SoftMoE, dense=True, limited=False, serves_all=False),
+    RuleEntry("Soft MoE", rules.SoftMoE, dense=True, limited=False),
 )
 
 

@@ -118,8 +118,6 @@ class RuleEntry(Entry):
     :param dense: whether every datapoint uses all experts.
     :param limited: whether it takes a capacity factor.
     :param balancing: its own option for the weight of its load-balancing loss; else the study adds Switch's.
-    :param serves_all: whether it serves without a limit on the loads. Where the capacity decides what is computed, it
-        stays.
     :param options: further options, from the setting.
     :param commands: that know it; a variant is for one of them.
     """
@@ -133,7 +131,6 @@ class RuleEntry(Entry):
     dense: bool = False
     limited: bool = True
     balancing: str | None = None
-    serves_all: bool = True
     options: Callable[[RuleSetting], dict[str, Any]] = _no_options
     commands: tuple[str, ...] = ("study", "gradients")
 

@@ -155,7 +155,8 @@ def _ruled(problem: Problem, entry: RuleEntry) -> Learner:
     weight = problem.load_balancing if entry.balancing is None else 0.0
     # The code of Switch Transformers serves with twice the capacity; here that is no limit.
     kind = StraightThroughLearner if Objective.ROUTER in entry.objectives else GatedLearner
-    learner = kind(mixture, entry.build(setting), load_balancing=weight, serves_all=entry.serves_all)
-    if asks_for_identity(learner.alternative):
+    rule = entry.build(setting)
+    learner = kind(mixture, rule, load_balancing=weight)
+    if asks_for_identity(rule):
         learner.identity = problem.identity
     return learner

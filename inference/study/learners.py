@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from prob_moe.distributions import AssignmentDistribution
 from prob_moe.estimators import TraceBalanced_ELBO, TraceMixture_ELBO, TraceRouting_ELBO
+from prob_moe.layer import ExpertLayer, record_routing
 from prob_moe.mixture import MixtureOfExperts
-from prob_moe.rules import Routing, RoutingRule, load_balancing_loss
+from prob_moe.rules import RoutingRule, load_balancing_loss
 
 
 class Learner(nn.Module, ABC):
@@ -113,52 +114,45 @@ class SampledObjective(MixtureLearner):
 
 class GatedLearner(Learner):
     """
-    One of the alternatives: the likelihood of the layer's single output.
+    One of the alternatives: the likelihood of the single output of a layer that routes by a rule.
 
-    :param alternative: its training mode trains, its evaluation mode serves.
-    :param load_balancing: weight of Switch's load-balancing loss on its logits; 0 where ``alternative`` pays its own.
-    :param serves_all: whether no datapoint is dropped in serving, whatever the capacity was in training.
-    :param identity: of datapoints, (*batch, n, d) -> long (*batch, n), where the router asks for it.
+    :param rule: its training mode trains, its evaluation mode serves, without a limit on the loads.
+    :param load_balancing: weight of Switch's load-balancing loss on its logits; 0 where ``rule`` pays its own.
+    :param identity: of datapoints, (*batch, n, d) -> long (*batch, n), where the rule asks for it.
     """
 
     identity: Callable[[Tensor], Tensor] | None = None
 
-    def __init__(
-        self, mixture: MixtureOfExperts, alternative: RoutingRule, *, load_balancing: float, serves_all: bool
-    ) -> None:
+    def __init__(self, mixture: MixtureOfExperts, rule: RoutingRule, *, load_balancing: float) -> None:
         super().__init__(mixture, load_balancing)
-        self.alternative = alternative
-        self.serves_all = serves_all
+        self.layer = ExpertLayer(mixture.router, mixture.experts, rule)
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
-        logits = self.mixture.router(x)
-        routing = self._routing(logits, x)
-        out = routing.output(self.mixture.experts, x)
-        loss = routing.loss - self.mixture.likelihood(out).log_prob(y).mean(-1)
+        with record_routing() as routed:
+            out = self._outputs(x)
+        loss = routed.loss - self.mixture.likelihood(out).log_prob(y).mean(-1)
         if self.load_balancing:
+            logits = self.mixture.router(x)
             loss = loss + self.load_balancing * load_balancing_loss(logits, logits.argmax(-1))
         return loss.sum()
 
     def after_step(self) -> None:
-        self.alternative.update()
+        self.layer.update()
 
     def log_predictive(self, x: Tensor, y: Tensor) -> Tensor:
         return self.mixture.likelihood(self.serve(x)).log_prob(y)
 
     def serve(self, x: Tensor) -> Tensor:
-        training, limit = self.alternative.training, self.alternative.capacity_factor
-        self.alternative.eval()
-        if self.serves_all:
-            self.alternative.capacity_factor = None
-        out = self._routing(self.mixture.router(x), x).output(self.mixture.experts, x)
-        self.alternative.train(training)
-        self.alternative.capacity_factor = limit
+        training = self.layer.training
+        self.layer.eval()
+        out = self._outputs(x)
+        self.layer.train(training)
         return out
 
-    def _routing(self, logits: Tensor, x: Tensor) -> Routing:
-        if self.identity is None:
-            return self.alternative(logits)
-        return self.alternative(logits, identity=self.identity(x))
+    def _outputs(self, x: Tensor) -> Tensor:
+        options = {} if self.identity is None else {"identity": self.identity(x)}
+        out: Tensor = self.layer(x, **options)
+        return out
 
 
 class StraightThroughLearner(GatedLearner):

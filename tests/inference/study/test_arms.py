@@ -44,14 +44,17 @@ def test_every_alternative_has_an_arm() -> None:
 
     routers = {kind for kind in leaves(RoutingRule) if kind.__module__.startswith("prob_moe.")} - {RoutingRule}
     learners = (arm.build(problem(arm, num_seeds=2)) for arm in ARMS.values())
-    assert {type(learner.alternative) for learner in learners if isinstance(learner, GatedLearner)} == routers
+    assert {type(learner.layer.rule) for learner in learners if isinstance(learner, GatedLearner)} == routers
 
 
 @EVERY
 def test_training_lowers_the_arm_s_own_loss(arm: Arm) -> None:
     given = problem(arm, load_balancing=0.1)
     learner = arm.build(given)
-    losses = [loss for _, loss in steps(learner, lambda: learner.loss(*given.train), num_steps=25, learning_rate=0.05)]
+    losses = []
+    for _, loss in steps(learner, lambda: learner.loss(*given.train), num_steps=25, learning_rate=0.05):
+        losses.append(loss)
+        learner.after_step()
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
 
 
@@ -127,10 +130,11 @@ def test_alternatives_serve_every_datapoint_with_their_best_expert() -> None:
         given.mixture.router.bias += torch.tensor([9.0, 0.0])
     learner = arm.build(given)
     assert isinstance(learner, GatedLearner)
-    x = given.train[0]
+    x, rule = given.train[0], learner.layer.rule
+    assert rule is not None
     with torch.no_grad():
         assert (learner.serve(x) != 0).all()
-        in_training = learner.alternative(learner.mixture.router(x)).output(learner.mixture.experts, x)
+        in_training = learner.layer(x)
     assert (in_training == 0).sum() == 2 * 50
-    assert learner.alternative.training
-    assert learner.alternative.capacity_factor == 1.0
+    assert rule.training
+    assert rule.capacity_factor == 1.0
