@@ -16,7 +16,8 @@ from prob_moe.estimators import TraceRouting_ELBO
 from prob_moe.experts import BatchedExperts
 from prob_moe.mixture import MixtureOfExperts
 from prob_moe.rules import LossFreeBias
-from tests.rules.test_contract import D, K, every_router, experts_of, logits_of, route
+from tests.layer.test_layer import D, experts_of, options_for
+from tests.rules.test_contract import RULES, K
 
 reentrant_or_not = pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "not reentrant"])
 
@@ -52,15 +53,16 @@ class Layer(nn.Module):
         self.router, self.experts = router, experts_of()
 
     def forward(self, logits, x):
-        routing = route(self.router, logits)
+        routing = self.router(logits, **options_for(self.router, logits.detach()))
         return routing.output(self.experts, x) + routing.loss
 
 
 @reentrant_or_not
-@every_router
+@pytest.mark.parametrize("case", RULES.values(), ids=RULES)
 def test_routers(case, reentrant):
     layer = Layer(case.make())
-    assert_changes_nothing(layer, [logits_of(case, 12), torch.randn(12, D, dtype=torch.float64)], reentrant)
+    logits = 2 * torch.randn(12, layer.router.num_logits(K), dtype=torch.float64)
+    assert_changes_nothing(layer, [logits, torch.randn(12, D, dtype=torch.float64)], reentrant)
 
 
 class Drawn(nn.Module):

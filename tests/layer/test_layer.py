@@ -23,8 +23,9 @@ from prob_moe.layer.replaying import replay_routing
 from prob_moe.rules import SMEAR, BASELayer, HashRouting, LossFreeBias, RoutingRule, SoftMoE, Switch
 from tests.compiler import needs_compiler
 from tests.rules.test_contract import RULES as RULE_CASES
-from tests.rules.test_contract import D, K, experts_of
+from tests.rules.test_contract import K
 
+D = 4
 DISTRIBUTIONS = {kind.__name__: kind for kind in (IndependentRouting, CapacitySkip, GumbelMatching, DependentRounding)}
 RULES = {name: case.make() for name, case in RULE_CASES.items()}
 every_routing = pytest.mark.parametrize(
@@ -33,6 +34,10 @@ every_routing = pytest.mark.parametrize(
 every_distribution = pytest.mark.parametrize("assignment", DISTRIBUTIONS.values(), ids=DISTRIBUTIONS)
 #: what a datapoint gets depends on its companions, in serving too
 MIXES_DATAPOINTS = ("expert choice", "Soft MoE", "SMEAR, shared", "sparse transport")
+
+
+def experts_of():
+    return BatchedExperts(K, D, 5, D, activation=torch.tanh, dtype=torch.float64)
 
 
 def layer_of(assignment, **options):
