@@ -61,6 +61,10 @@ class CapacityOnly:
         self._estimator = estimator
         self._settled: WeakKeyDictionary[object, set[str]] = WeakKeyDictionary()
 
+    def __reduce__(self) -> tuple[type["CapacityOnly"], tuple[str]]:
+        """A copy knows other models, and checks anew; weak references cannot be pickled."""
+        return type(self), (self._estimator,)
+
     @leaves_torch  # a compiler would look into provenance, and find no bool where Python wants one
     def __call__(self, model: Program, rerun: Rerun, model_trace: Trace) -> None:
         """

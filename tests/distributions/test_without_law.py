@@ -102,7 +102,8 @@ def likelihood(out: Tensor) -> dist.Normal:
 @pytest.mark.parametrize("copied", COPIES)
 @pytest.mark.parametrize("balanced", [False, True])
 def test_copies_of_what_trains(balanced: bool, copied: Callable[[Any], Any]) -> None:
-    mixture = MixtureOfExperts(nn.Linear(2, 3), BatchedExperts(3, 2, None, 1), likelihood, capacity=4)
+    experts = BatchedExperts(3, 2, None, 1)
+    mixture = MixtureOfExperts(nn.Linear(2, 3), experts, likelihood, assignment=GumbelMatching, capacity=4)
     elbo = TraceBalanced_ELBO(num_particles=2) if balanced else TraceRouting_ELBO()
     objective = elbo(mixture, None)
     data = torch.randn(8, 2), torch.randn(8)
