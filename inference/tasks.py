@@ -105,6 +105,7 @@ class Task(Protocol):
     group_label: str  #: what the datapoints are grouped by in the picture of expert use
     group_names: list[str]
     image_shape: tuple[int, int] | None = None  #: height and width, where an input is an image
+    datapoints_meet: bool = False  #: whether they do so in its model, elsewhere than in the capacity
 
     train: tuple[Tensor, Tensor]
     validation: tuple[Tensor, Tensor]
@@ -234,6 +235,7 @@ class Language(Task):
     learning_rate = 6e-3
     group_label = "kind of byte"
     group_names = KIND_NAMES
+    datapoints_meet = True
     context = 128
     schedule = staticmethod(warm_up_and_cosine)
 

@@ -140,7 +140,7 @@ class LanguageModel(PyroModule):
     **Objectives.** Attention behind a block of experts lets a byte's expert change the cost of later bytes.
     :class:`~prob_moe.estimators.TraceBalanced_ELBO` stays unbiased, for the balanced objective.
     :class:`~prob_moe.estimators.TraceRouting_ELBO` takes the cost of each byte for all that its expert changes: here it
-    is the *surrogate* of the router objective, and biased.
+    is the *surrogate* of the router objective, and biased; it takes ``check_meeting=False`` to say so.
 
     **Predictions are causal.** A matching of a sequence lets the expert of a byte depend on later bytes: as a predictor
     it would look ahead. :meth:`predict` and :meth:`generate` therefore let every byte go where its own router says,
@@ -167,6 +167,8 @@ class LanguageModel(PyroModule):
 
     #: sequences and bytes
     max_plate_nesting = 2
+    #: elsewhere than in the capacity: in attention
+    datapoints_meet = True
 
     def __init__(
         self,

@@ -19,7 +19,7 @@ from inference.registry.builtin import REGISTRY
 from inference.registry.options import Plugins, listed, name_of
 from inference.runs.checkpoint import CheckpointError
 from inference.runs.config import FitConfig, Serve
-from inference.runs.exits import end
+from inference.runs.exits import end, errors
 from inference.runs.lock import FolderLock
 from inference.runs.outputs import check_not_of_another_command
 from inference.runs.progress import console, progress_bar
@@ -28,6 +28,7 @@ from inference.tasks import Task
 from inference.training.device import Dtype, check_device, default_dtype, move
 from inference.training.interrupts import InterruptedFit, StopSignals
 from inference.training.keeper import FitKeeper
+from inference.training.objective import is_surrogate
 from inference.training.run import FitResult, Status, run_fit, steps_per_epoch
 from inference.training.trainer import NonFiniteLossError
 
@@ -193,6 +194,11 @@ def _fit_all(
     move(task, device)
     config = config.resolved(task)
     options = config.options(task)
+    if is_surrogate(task, config.estimator):
+        errors.print(
+            f"note: in the model of {config.task} datapoints meet elsewhere than in the capacity, so the estimator "
+            f"{config.estimator} is a biased surrogate of the router objective; balanced is unbiased for its own"
+        )
 
     @cache
     def begin() -> None:

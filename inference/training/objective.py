@@ -4,6 +4,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from inference.registry import Objective
 from inference.registry.builtin import REGISTRY
 from prob_moe.estimators import TraceBalanced_ELBO, TraceMixture_ELBO, TraceRouting_ELBO
 
@@ -68,13 +69,26 @@ def batch_loss(model: nn.Module, estimator: str, baseline: str, num_particles: i
     :raises ValueError: see :func:`check_combination`.
     """
     check_combination(baseline, num_particles)
+    # What the estimate is there is said by the command.
+    surrogate = {"check_meeting": False} if is_surrogate(model, estimator) else {}
     elbo = REGISTRY.estimators[estimator].make(
         num_particles=num_particles,
         # A network predicts for one particle: in a second layer its input differs between them.
         vectorize_particles=num_particles > 1 and not REGISTRY.baselines[baseline].network,
         max_plate_nesting=_plate_nesting(model),
+        **surrogate,
     )
     return ElboLoss(model, elbo)
+
+
+def is_surrogate(of: object, estimator: str) -> bool:
+    """
+    :param of: a model or task.
+    :returns: whether its datapoints meet elsewhere than in the capacity (``datapoints_meet``), so that an estimator of
+        the router objective is biased.
+    """
+    meet = getattr(of, "datapoints_meet", False)
+    return meet and REGISTRY.estimators[estimator].objective is Objective.ROUTER
 
 
 class ElboLoss:

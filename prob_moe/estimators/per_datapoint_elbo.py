@@ -52,12 +52,14 @@ class PerDatapointELBO(SurrogateELBO):
     the product of its importance weights, with a score term for every site that assigns one expert. What a site means
     that selects several, the last one of a network, is said by a subclass.
 
+    :param check_meeting: whether to check that, once for every model, under Pyro's validation. Without, datapoints may
+        meet elsewhere too, and the estimate is a surrogate: it gives every datapoint the credit for its own cost alone.
     :param kwargs: as of :class:`~pyro.infer.Trace_ELBO`.
     """
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, *, check_meeting: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._capacity_only = CapacityOnly(type(self).__name__)
+        self._capacity_only = CapacityOnly(type(self).__name__) if check_meeting else None
 
     @abstractmethod
     def _weights(self, site: Site) -> Tensor:
@@ -73,7 +75,8 @@ class PerDatapointELBO(SurrogateELBO):
 
     def _check(self, model: Program, rerun: Rerun, model_trace: Trace, guide_trace: Trace) -> None:
         check_baselines(guide_trace)
-        self._capacity_only(model, rerun, model_trace)
+        if self._capacity_only is not None:
+            self._capacity_only(model, rerun, model_trace)
 
     def _elbo(self, model_trace: Trace, guide_trace: Trace) -> Any:
         return self._particle(model_trace, guide_trace)[0]

@@ -38,7 +38,7 @@ class TraceRouting_ELBO(PerDatapointELBO):
     normalisation), or a site outside the data plate depends on an assignment, the estimate is biased: use the balanced
     objective there (:class:`~prob_moe.estimators.TraceBalanced_ELBO`). Under Pyro's validation every model is checked
     once, by running it again, twice: for dependence outside the plate, and with two datapoints' experts swapped, which
-    nobody else may notice.
+    nobody else may notice; ``check_meeting=False`` takes the biased surrogate that is left without the assumption.
 
     **Several experts per datapoint.** The last assignment site may select m of them (``num_selected``), whose
     likelihoods enter through a :class:`~prob_moe.distributions.SelectedMixture` at an observed site in the data plate,
@@ -60,7 +60,8 @@ class TraceRouting_ELBO(PerDatapointELBO):
     Experts".
 
     :param weighted: whether to weight. Without, every processed datapoint counts 1: the biased twin, for comparison.
-    :param kwargs: ``num_particles``, ``vectorize_particles``, ``max_plate_nesting``, ``retain_graph`` as in Pyro.
+    :param kwargs: ``check_meeting`` as said above; ``num_particles``, ``vectorize_particles``, ``max_plate_nesting``,
+        ``retain_graph`` as in Pyro.
     :raises ValueError: if an assignment site has no data plate, a baseline option is unknown, or datapoints are found
         to meet.
     """

@@ -48,6 +48,17 @@ def test_every_kind_of_objective_trains(assignment: str, estimator: str, baselin
     assert result.use[0].shape == (len(KIND_NAMES), 5)
 
 
+def test_where_bytes_meet_in_attention_it_is_said(tmp_path: Path) -> None:
+    arguments = ["language", "--num-epochs", "1", "--hidden-features", "8", "--num-seeds", "1"]
+    for estimator, assignment in (("weighted", "skip"), ("balanced", "gumbel-matching")):
+        out = str(tmp_path / estimator)
+        result = CliRunner().invoke(
+            app, ["fit", *arguments, "--estimator", estimator, "--assignment", assignment, "--out", out]
+        )
+        assert result.exit_code == 0, result.output
+        assert ("biased surrogate" in result.stderr) == (estimator == "weighted")
+
+
 def test_the_dense_model_is_one_expert() -> None:
     task = Language()
     model = task.build(ModelOptions("independent", "none", num_experts=1))
