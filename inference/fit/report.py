@@ -37,7 +37,7 @@ def write_results(task: Task, results: dict[int, FitResult], title: str, run: Ru
 
 
 def metrics_table(results: dict[int, FitResult]) -> pd.DataFrame:
-    """A row a seed, a column a metric of the test set."""
+    """One row per seed, one column per metric of the test set."""
     return pd.DataFrame({seed: result.metrics for seed, result in results.items()}).T.rename_axis("seed")
 
 

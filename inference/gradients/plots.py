@@ -109,7 +109,7 @@ def biases(frame: pd.DataFrame) -> Figure:
     axes[1].set(xscale="log")
     axes[1].set_xlabel("|mean − exact| / |exact|\n(grey ticks: what chance alone gives)")
     figure.suptitle(
-        "Router's parameters, a dot a setting. Above the line: unbiased estimators; below it: biased ones",
+        "Router's parameters, one dot per setting. Above the line: unbiased estimators; below it: biased ones",
         fontsize=9,
     )
     return figure

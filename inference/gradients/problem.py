@@ -123,7 +123,7 @@ class Problem:
 
 
 def likelihood(out: Tensor) -> dist.Independent:
-    """A Gaussian of all output features together: one event a datapoint."""
+    """A Gaussian of all output features together: one event per datapoint."""
     return dist.Normal(out, NOISE).to_event(1)
 
 

@@ -21,7 +21,7 @@ from prob_moe.distributions import capacity_from_factor
 
 
 def likelihood(
-    logits: Annotated[Path | None, typer.Argument(help="Router logits, .csv or .npy, a row a datapoint.")] = None,
+    logits: Annotated[Path | None, typer.Argument(help="Router logits, .csv or .npy, one row per datapoint.")] = None,
     assignment: Annotated[
         Path | None, typer.Option(help="The assignment, .csv or .npy.", show_default="matching of the logits")
     ] = None,

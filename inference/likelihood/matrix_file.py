@@ -9,13 +9,13 @@ from torch import Tensor
 
 def read_logits(path: Path) -> Tensor:
     """
-    :param path: a matrix, a row a datapoint: .csv with commas and no header, or .npy.
+    :param path: a matrix, one row per datapoint: .csv with commas and no header, or .npy.
     :returns: float64 (n, k).
     :raises ValueError: if the file is not such a matrix.
     """
     values = _read(path)
     if values.ndim != 2 or 0 in values.shape:
-        raise ValueError(f"{path} must hold a matrix (n, k), a row a datapoint; its shape is {values.shape}")
+        raise ValueError(f"{path} must hold a matrix (n, k), one row per datapoint; its shape is {values.shape}")
     if np.isnan(values).any():
         row, column = np.argwhere(np.isnan(values))[0]
         raise ValueError(f"{path} has NaN in row {row}, column {column} (counted from 0)")
@@ -30,7 +30,7 @@ def read_assignment(path: Path) -> Tensor:
     """
     values = _read(path)
     if 1 not in values.shape and values.ndim != 1:
-        raise ValueError(f"{path} must hold one number a datapoint; its shape is {values.shape}")
+        raise ValueError(f"{path} must hold one number per datapoint; its shape is {values.shape}")
     values = values.reshape(-1)
     if not (np.isfinite(values) & (values == np.round(values))).all():
         raise ValueError(f"{path} must hold whole numbers: experts, or -1 - expert for what is dropped")

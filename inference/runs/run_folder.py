@@ -5,12 +5,12 @@ The folder of a run: the one place that knows what lies where.
 
     OUT/
       config.json               what was asked for: task, options, seeds, dtype, device; versions of the libraries
-      fit_TASK.csv              a row a seed: metrics on the test set                            (when the fit is done)
+      fit_TASK.csv              one row per seed: metrics on the test set                         (when the fit is done)
       fit_TASK_curve.csv        a row an epoch and seed: means over the epoch, validation metrics            (likewise)
       fit_TASK_curve.png, fit_TASK_use.png                                                                   (likewise)
       report.html               the whole run in pictures                           (when ``show`` was asked for it)
       seed_0/                   one for each seed
-        metrics.csv             a row a step; complete after a crash
+        metrics.csv             one row per step; complete after a crash
         epochs.csv              a row an epoch; complete after a crash
         fit.checkpoint          everything that the next step depends on
         events/                 the same numbers for TensorBoard

@@ -89,7 +89,7 @@ def loads(steps: pd.DataFrame) -> Figure:
 
 
 def routing_health(steps: pd.DataFrame) -> Figure:
-    """Max/mean load, drop rate, router entropy and experts in effective use over the steps; a line a layer."""
+    """Max/mean load, drop rate, router entropy and experts in effective use over the steps; one line per layer."""
     looks = steps.dropna(subset="max_mean_load")
     sites = sites_of(looks)
     figure, axes = panel_grid(4, height=2.6)

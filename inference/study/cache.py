@@ -6,14 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from inference.registry.builtin import label
 from inference.registry.plugins import digest
 from inference.runs.atomic import write_atomically
 from inference.study.arms import all_arms
 from inference.study.settings import Run
 
 #: raised whenever the same settings give other results, so that older files are not read
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -21,8 +20,8 @@ class Record:
     """
     What is kept of a run.
 
-    :param metrics: on held-out data, by name, a number a seed: nll (nats per datapoint), error (as served), and, where
-        the true process is known, truth (its NLL).
+    :param metrics: on held-out data, by name, one number per seed: nll (nats per datapoint), error (as served), and,
+        where the true process is known, truth (its NLL).
     :param seconds: CPU time.
     :param curve: quartiles over seeds of the held-out NLL by step: step, low, median, high.
     :param picture: of the first seed, for the toy: x, lines of the experts, router probabilities, served output.
@@ -51,8 +50,7 @@ class Cache:
 
     def path(self, run: Run) -> Path:
         """Named by a hash of all settings and the format, and of the plugin that the arm is of."""
-        # The arm by its label, as files of earlier versions have it: they are read on.
-        settings = {"format": FORMAT, **run.settings(), "arm": label(run.arm)}
+        settings = {"format": FORMAT, **run.settings()}
         origin = all_arms()[run.arm].origin
         if origin:
             settings["plugin"] = digest(origin)

@@ -32,7 +32,7 @@ def shown(runs: Sequence[Run], records: Sequence[Record]) -> list[tuple[ToyRun, 
 
 
 def learning_curves(runs: Sequence[Run], records: Sequence[Record]) -> Figure:
-    """Median held-out NLL over seeds with the band between the quartiles, against the step; a panel an objective."""
+    """Median held-out NLL over seeds with the band between the quartiles, against the step; one panel per objective."""
     drawn = shown(runs, records)
     known = all_arms()
     groups = [group for group in Group if any(known[run.arm].group is group for run, _ in drawn)]

@@ -11,7 +11,7 @@ ENTRIES = {"solved": ("solved", 100, 0, " %"), "nll": ("NLL", 1, 2, ""), "error"
 
 def report(arms: pd.DataFrame, contrasts: pd.DataFrame, grid: Grid) -> str:
     """
-    The grid, a row an arm at its best setting, and a row a claim in both views; 95 % intervals throughout.
+    The grid, one row per arm at its best setting, and one row per claim in both views; 95 % intervals throughout.
 
     :param arms: the table of :func:`~inference.study.statistics.by_arm`.
     :param contrasts: the table of :func:`~inference.study.statistics.contrasts`.

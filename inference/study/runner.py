@@ -35,7 +35,7 @@ def run_all(
 
     :param n_jobs: processes, -1 for one a core; None leaves it to the surrounding configuration, by default 1.
     :param advance: called with a number of runs that are done.
-    :returns: a record a run, in their order.
+    :returns: one record per run, in their order.
     """
     records = {run: record for run in runs if (record := cache.load(run)) is not None}
     missing = [run for run in dict.fromkeys(runs) if run not in records]

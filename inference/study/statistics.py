@@ -45,7 +45,7 @@ CLAIMS = (
 
 
 def seed_table(runs: Sequence[Run], records: Sequence[Record]) -> pd.DataFrame:
-    """A row a run and seed: task, arm, setting, seed, nll and error on held-out data, solved (NaN without a truth)."""
+    """One row per run and seed: task, arm, setting, seed, held-out nll and error, solved (NaN without a truth)."""
     tables = []
     for run, record in zip(runs, records):
         nll = np.array(record.metrics["nll"])
@@ -66,7 +66,7 @@ def seed_table(runs: Sequence[Run], records: Sequence[Record]) -> pd.DataFrame:
 
 
 def by_setting(seeds: pd.DataFrame) -> pd.DataFrame:
-    """A row a task, arm and setting: means over seeds and the median NLL, with 95 % intervals."""
+    """One row per task, arm and setting: means over seeds and the median NLL, with 95 % intervals."""
     rows = []
     for key, group in seeds.groupby(["task", "arm", *SETTING], sort=False):
         rows.append({**dict(zip(["task", "arm", *SETTING], key)), **_described(group.set_index("seed")[MEASURES])})
@@ -75,7 +75,7 @@ def by_setting(seeds: pd.DataFrame) -> pd.DataFrame:
 
 def by_arm(seeds: pd.DataFrame) -> pd.DataFrame:
     """
-    A row a task, arm and view: means over seeds with 95 % intervals, at the best setting and over the grid.
+    One row per task, arm and view: means over seeds with 95 % intervals, at the best setting and over the grid.
 
     The best setting has the least mean NLL. It is chosen on every other seed and measured on the rest, and the other
     way round, so that choosing among more settings looks no better than it is; the setting that is printed is the
@@ -102,7 +102,7 @@ def by_arm(seeds: pd.DataFrame) -> pd.DataFrame:
 
 def contrasts(seeds: pd.DataFrame) -> pd.DataFrame:
     """
-    A row a task, claim and view: the difference ``arm`` minus ``minus``, paired over seeds, with 95 % intervals;
+    One row per task, claim and view: the difference ``arm`` minus ``minus``, paired over seeds, with 95 % intervals;
     claims on arms that did not run are left out.
     """
     rows = []
@@ -140,7 +140,7 @@ def best_setting(group: pd.DataFrame) -> tuple[float, float]:
 
 
 def per_seed(group: pd.DataFrame, view: str) -> pd.DataFrame:
-    """:returns: a row a seed with its measures, for the rows of an arm and task, in a view of :data:`VIEWS`."""
+    """:returns: one row per seed with its measures, for the rows of an arm and task, in a view of :data:`VIEWS`."""
     if view == VIEWS[1]:
         return group.groupby("seed")[MEASURES].mean()
     order = group.seed.rank(method="dense").astype(int)

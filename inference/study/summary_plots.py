@@ -82,7 +82,7 @@ def _panel(axis: Axes, table: pd.DataFrame, measure: str, names: list[str], abov
 
 def claims(contrasts: pd.DataFrame) -> Figure:
     """
-    Paired differences with 95 % intervals, a row a claim; what lies right of 0 speaks for the claim.
+    Paired differences with 95 % intervals, one row per claim; what lies right of 0 speaks for the claim.
 
     :param contrasts: the table of :func:`~inference.study.statistics.contrasts`.
     """
@@ -118,7 +118,7 @@ def claims(contrasts: pd.DataFrame) -> Figure:
 
 def robustness(settings: pd.DataFrame) -> Figure:
     """
-    Solved fraction of the toy over the grid: a panel an arm, a heat map learning rate x load balancing a break.
+    Solved fraction of the toy over the grid: one panel per arm, one heat map learning rate x load balancing per break.
 
     :param settings: the table of :func:`~inference.study.statistics.by_setting`.
     """

@@ -27,7 +27,7 @@ class Minibatches:
     Endless passes over the datapoints, each in a new random order; the last batch of a pass may be smaller.
 
     :param tensors: (n, ...) each.
-    :param batch_size: datapoints a batch.
+    :param batch_size: datapoints per batch.
     :raises ValueError: on a batch size below 1.
 
     >>> batches = Minibatches(torch.arange(5), batch_size=3)

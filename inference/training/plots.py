@@ -50,7 +50,7 @@ def _heat_map(axis: Axes, shares: np.ndarray, group_names: list[str]) -> object:
 
 def training_curve(curve: pd.DataFrame, metric: str, title: str) -> Figure:
     """
-    Loss, a validation metric, and load and drops in training, against the epoch; a line a seed, faint, and their mean.
+    Loss, a validation metric, and load and drops in training, against the epoch; one faint line per seed, and the mean.
 
     :param metric: a column of the curve.
     """

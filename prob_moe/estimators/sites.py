@@ -92,7 +92,7 @@ def per_datapoint(value: Tensor, dim: int) -> Tensor:
     The site stands outside the plate, so its batch shape has size 1 (or nothing) at the plate's dimension; there the
     n datapoints go.
 
-    :param value: (*batch, n), one entry a datapoint.
+    :param value: (*batch, n), one entry per datapoint.
     :param dim: the plate's dimension, negative.
 
     >>> import torch

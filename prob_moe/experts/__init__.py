@@ -10,7 +10,7 @@ one graph:
 
 :class:`BatchedExperts` holds the parameters and runs all four. Without a capacity, where the loads may be looked at, it
 may sort the datapoints by expert instead, and multiply each expert's rows by its own weights: no slot stays empty, and
-the shapes follow the data. Dimensions: n datapoints, k experts, c slots an expert
+the shapes follow the data. Dimensions: n datapoints, k experts, c slots per expert
 (its capacity), d features.
 """
 

@@ -14,7 +14,7 @@ def affine(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     :param rows: (k, c, d).
     :param weight: (k, d, h).
     :param bias: (k, h) or None.
-    :return: (k, c, h).
+    :returns: (k, c, h).
     """
     if bias is None:
         return torch.bmm(rows, weight)

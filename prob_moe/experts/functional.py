@@ -43,7 +43,7 @@ def batched_linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -
     :param inputs: (*batch, k, c, d).
     :param weight: (*models, k, d, h).
     :param bias: (*models, k, h).
-    :return: (*batch, k, c, h).
+    :returns: (*batch, k, c, h).
     """
     return _for_every_expert(affine, inputs, weight, bias)
 
@@ -65,7 +65,7 @@ def expert_forward(
     :param weight_output: (*models, k, h, out), for linear experts (*models, k, d, out).
     :param bias_output: (*models, k, out) or None.
     :param activation: elementwise callable between the two layers.
-    :return: (*batch, k, c, out).
+    :returns: (*batch, k, c, out).
     """
     if weight_hidden is not None:
         if activation is torch.relu:

@@ -54,7 +54,7 @@ def gather_rows(rows: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
     :param index: long (a, l), entries in {-1..r-1}.
     :param inverse: the same pairs from the other side: long (b, r), entries in {-1..l-1}, whose column i holds every j
         with i in column j of the index.
-    :return: (l, d).
+    :returns: (l, d).
     """
     args = (rows, index, inverse)
     if torch.compiler.is_compiling():
@@ -72,7 +72,7 @@ def _flat_indices(plan: DispatchPlan, expert_major: bool) -> tuple[Tensor, Tenso
     The plan over the rows of all batch elements at once.
 
     :param expert_major: whether the rows of slots are ordered (k, *batch, c) rather than (*batch, k, c).
-    :return: the slot's row of every datapoint (batch·n,), and the datapoint's row of every slot (batch·k·c,).
+    :returns: the slot's row of every datapoint (batch·n,), and the datapoint's row of every slot (batch·k·c,).
     """
     *batch, n = plan.slots.shape
     k, c = plan.sources.shape[-2:]
@@ -100,7 +100,7 @@ def dispatch(x: Tensor, plan: DispatchPlan, *, num_selected: int = 1) -> Tensor:
     :param x: (*batch, n, d); leading dimensions broadcast to those of the plan.
     :param plan: from :func:`dispatch_plan`, for an assignment (*batch, m·n) whose entry i belongs to datapoint i % n.
     :param num_selected: m, entries of every datapoint. The datapoints are gathered where they lie, not copied m times.
-    :return: (*batch, k, c, d); zeros in empty slots.
+    :returns: (*batch, k, c, d); zeros in empty slots.
     :raises ValueError: ``x`` does not fit the plan.
     """
     *batch, entries = plan.slots.shape
@@ -124,7 +124,7 @@ def combine(expert_out: Tensor, plan: DispatchPlan) -> Tensor:
 
     :param expert_out: (*batch, k, c, d).
     :param plan: from :func:`dispatch_plan`.
-    :return: (*batch, n, d); zero rows, without gradient, where a datapoint was dropped or masked.
+    :returns: (*batch, n, d); zero rows, without gradient, where a datapoint was dropped or masked.
     :raises ValueError: ``expert_out`` does not fit the plan.
     """
     *batch, n = plan.slots.shape

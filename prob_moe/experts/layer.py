@@ -59,7 +59,7 @@ class BatchedLinear(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """
         :param inputs: (*batch, k, c, d), where the last dimensions of the batch are ``batch_shape``.
-        :return: (*batch, k, c, h).
+        :returns: (*batch, k, c, h).
         """
         return batched_linear(inputs, self.weight, self.bias)
 
@@ -157,7 +157,7 @@ class BatchedExperts(nn.Module):
         :param num_selected: m experts for every datapoint: then the assignment is (*batch, m, n), and so is the output.
         :param mask: bool (*batch, n); False for padding, which takes no slot.
         :param validate_args: whether to check the assignment's values, see :func:`dispatch_plan`.
-        :return: (*batch, n, out_features), or (*batch, m, n, out_features); zero rows (x with ``residual``) where
+        :returns: (*batch, n, out_features), or (*batch, m, n, out_features); zero rows (x with ``residual``) where
             dropped or masked.
         :raises ValueError: an argument does not fit, see :func:`dispatch_plan`.
         """
@@ -196,7 +196,7 @@ class BatchedExperts(nn.Module):
         Every expert on its own slots, without the residual.
 
         :param inputs: (*batch, k, c, d), as :func:`dispatch` makes it.
-        :return: (*batch, k, c, out_features).
+        :returns: (*batch, k, c, out_features).
         """
         return expert_forward(inputs, *self._weights(), self.activation)
 
@@ -210,7 +210,7 @@ class BatchedExperts(nn.Module):
         Every expert on every datapoint, for exact gradients and soft mixtures. Costs k times a forward pass.
 
         :param x: (*batch, n, d); leading dimensions broadcast with ``batch_shape``.
-        :return: (*batch, n, k, out_features).
+        :returns: (*batch, n, k, out_features).
         """
         if x.dim() < 2 or x.shape[-1] != self.in_features:
             raise ValueError(f"x must have shape (*batch, n, {self.in_features}), but has shape {tuple(x.shape)}")

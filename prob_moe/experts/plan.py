@@ -32,7 +32,7 @@ def flat_entries(assignment: Tensor, num_selected: int | None, mask: Tensor | No
     :param assignment: long (*batch, n), or (*batch, m, n) with ``num_selected``.
     :param num_selected: m, or None.
     :param mask: bool (*batch, n) of the datapoints, or None.
-    :return: assignment and mask, (*batch, n) or (*batch, m·n).
+    :returns: assignment and mask, (*batch, n) or (*batch, m·n).
     :raises ValueError: ``assignment`` or ``mask`` does not have such a shape.
     """
     if num_selected is None:
@@ -55,7 +55,7 @@ def expert_loads(assignment: Tensor, num_experts: int, mask: Tensor | None = Non
     """
     :param assignment: long (*batch, n), as :func:`dispatch_plan` takes it.
     :param mask: bool (*batch, n), or None.
-    :return: how many datapoints every expert processes, long (*batch, k).
+    :returns: how many datapoints every expert processes, long (*batch, k).
     """
     processed = (assignment >= 0) & (assignment < num_experts)
     if mask is not None:
@@ -65,7 +65,7 @@ def expert_loads(assignment: Tensor, num_experts: int, mask: Tensor | None = Non
 
 
 def room_for_all(loads: Tensor) -> int:
-    """:return: how many slots the largest load wants, at least 1. Waits for the device."""
+    """:returns: how many slots the largest load wants, at least 1. Waits for the device."""
     return max(1, int(loads.max().item())) if loads.numel() else 1
 
 
@@ -97,7 +97,7 @@ def dispatch_plan(
     :param validate_args: whether to check the values of ``assignment``, which waits for the device. By default they are
         checked everywhere but on CUDA. Never checked while compiling. Unchecked, a datapoint beyond its expert's
         capacity or of an unknown expert gets no slot.
-    :return: the plan, with ``slots``, ``sources`` and ``loads``.
+    :returns: the plan, with ``slots``, ``sources`` and ``loads``.
     :raises ValueError: wrong dtype, shape, ``num_experts`` or ``capacity``; with checks of values also an unknown
         expert or more datapoints than slots.
     """

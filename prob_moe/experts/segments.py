@@ -69,7 +69,7 @@ def segment_affine(rows: Tensor, weight: Tensor, bias: Tensor | None, loads: lis
     :param weight: (k, d, h).
     :param bias: (k, h) or None.
     :param loads: k numbers of rows with sum r.
-    :return: (r, h).
+    :returns: (r, h).
     """
     out: Tensor = _SegmentAffine.apply(rows, weight, bias, loads, False)  # type: ignore[no-untyped-call]
     return out

@@ -96,7 +96,7 @@ def sorted_experts(
     :param assignment: long (*batch, m·n), entry i belongs to datapoint i % n.
     :param mask: bool (*batch, m·n), or None.
     :param num_selected: m.
-    :return: (*batch, m·n, out); zeros where not processed.
+    :returns: (*batch, m·n, out); zeros where not processed.
     """
     args = (x, assignment, mask, weight_hidden, bias_hidden, weight_output, bias_output)
     # Tensor subclasses, such as those that carry Pyro's provenance, have no data for a product to write into.

@@ -34,7 +34,7 @@ def slots_of_experts(capacity: int | torch.Tensor, batch: tuple[int, ...], n: in
     """The argument ``capacity`` as kernels take it, and for an int without a single tensor: small problems are solved
     in the time of a few of their operations.
 
-    :return: slots of every expert of every problem, int64 (b, k), at most n + 1, as no expert holds more than n rows.
+    :returns: slots of every expert of every problem, int64 (b, k), at most n + 1, as no expert holds more than n rows.
     :raises ValueError: as :func:`capacity_of_problems`.
     """
     size = math.prod(batch)

@@ -116,7 +116,7 @@ def num_threads() -> int:
 def batch_kernel(function: Callable[P, None]) -> Callable[P, None]:
     """Compile a function that solves a batch of problems in a loop, and share large batches among threads.
 
-    All its arrays have one problem an entry of the first dimension, or are empty; it writes what it finds into them.
+    All its arrays have one problem per entry of the first dimension, or are empty; it writes what it finds into them.
     """
     compiled = kernel(function)
 

@@ -164,7 +164,7 @@ class RoutingRule(nn.Module, ABC):
         """
         :param logits: (*batch, n, k).
         :param mask: bool (*batch, n) or None.
-        :returns: c of every batch element, long (*batch), n where there is no limit; and how many slots an expert
+        :returns: c of every batch element, long (*batch), n where there is no limit; and how many slots per expert
             needs, an int that follows from shapes alone.
         """
         n = max(1, logits.shape[-2])

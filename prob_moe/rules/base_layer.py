@@ -12,7 +12,7 @@ class BASELayer(RoutingRule):
     Experts are assigned by the balanced matching of largest total logit; its gate says how far the expert is mixed in:
 
     .. math::
-        z = \arg\max_z \sum_i s_{i z_i} \text{ with at most } c \text{ datapoints an expert (in training)},\quad
+        z = \arg\max_z \sum_i s_{i z_i} \text{ with at most } c \text{ datapoints per expert (in training)},\quad
         z_i = \arg\max_j s_{ij} \text{ (in serving)}, \\
         y_i = \alpha_i f_{z_i}(x_i) + (1 - \alpha_i) x_i, \qquad \alpha_i = \sigma(s_{i z_i}).
 

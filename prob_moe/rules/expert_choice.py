@@ -64,8 +64,8 @@ class ExpertChoice(RoutingRule):
     Source: Zhou et al. (2022), "Mixture-of-Experts with Expert Choice routing".
 
     :param capacity: c, the datapoints that an expert takes; or
-    :param capacity_factor: c = ceil(capacity_factor * n / k), the mean experts a datapoint; 2, the authors' choice, if
-        neither is given.
+    :param capacity_factor: c = ceil(capacity_factor * n / k), the mean experts per datapoint; 2, the authors' choice,
+        if neither is given.
 
     >>> ExpertChoice(capacity=1)(torch.tensor([[2.0, 0.0], [1.0, 0.0], [3.0, 0.0]])).sources
     tensor([[2],

@@ -21,14 +21,14 @@ class SigmaMoE(RoutingRule):
 
     **Objective:** the loss of its own, deterministic output (averaged over the dropout in training) minus γ times the
     entropy of the mean router. **Gradient:** through the gates and the entropy; exact but for the jumps of the
-    selection, which it does not see. Biased for the router objective. **Cost** m experts a datapoint, O(nk) to
+    selection, which it does not see. Biased for the router objective. **Cost** m experts per datapoint, O(nk) to
     select.
 
     Source: Csordás, Irie & Schmidhuber (2023), "Approximating two-layer feedforward networks for efficient
     Transformers". The authors limit no loads; a capacity here counts a datapoint's first choice before the
     second choice of anyone.
 
-    :param num_selected: m, the experts a datapoint.
+    :param num_selected: m, the experts per datapoint.
     :param entropy_weight: γ, in units of the loss per datapoint.
     :param expert_dropout: δ.
     :param capacity: the most datapoints of one batch that an expert processes, over all m choices; or

@@ -1,4 +1,4 @@
-"""SMEAR: one expert a datapoint, whose parameters are averaged."""
+"""SMEAR: one expert per datapoint, whose parameters are averaged."""
 
 from dataclasses import dataclass
 

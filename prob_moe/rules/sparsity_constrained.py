@@ -1,4 +1,4 @@
-"""Sparsity-constrained transport: the plan chooses at most m experts a datapoint, and is the gate."""
+"""Sparsity-constrained transport: the plan chooses at most m experts per datapoint, and is the gate."""
 
 import math
 from typing import Literal
@@ -14,7 +14,7 @@ from prob_moe.rules.choices import assign_choices
 
 class SparsityConstrainedTransport(RoutingRule):
     r"""
-    The balanced plan T of the router's probabilities, quadratically regularised, with at most m experts a datapoint:
+    The balanced plan T of the router's probabilities, quadratically regularised, with at most m experts per datapoint:
 
     .. math:: T = \arg\max_T \sum_{ij} T_{ij} p_{ij} - \tfrac\gamma2 \sum_{ij} T_{ij}^2,\qquad
         y_i = \sum_{j:\, T_{ij} > 0} T_{ij} f_j(x_i),

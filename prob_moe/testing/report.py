@@ -127,7 +127,7 @@ class GradientReport:
     @property
     def frame(self) -> Any:
         """
-        A pandas data frame, one row a parameter and one for all; the columns are the fields of :class:`GradientRow`.
+        A pandas data frame, one row per parameter and one for all; the columns are the fields of :class:`GradientRow`.
 
         :raises ImportError: without pandas, which the library itself does not need.
         """

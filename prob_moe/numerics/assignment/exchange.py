@@ -24,7 +24,7 @@ def exchange_costs(scores: torch.Tensor, assignment: torch.Tensor, capacity: int
     :param scores: (\*batch, n, k) float, -inf where forbidden.
     :param assignment: (\*batch, n) long; a negative entry is absent and takes no slot.
     :param capacity: slots per expert, an int or a long tensor (\*batch).
-    :return: (\*batch, k, k) float64.
+    :returns: (\*batch, k, k) float64.
     :raises ValueError: if the shapes do not match.
 
     >>> exchange_costs(torch.tensor([[2.0, 1.0], [0.0, 3.0]]), torch.tensor([0, 1]), 1)
@@ -58,7 +58,7 @@ def shortest_distances(costs: torch.Tensor) -> torch.Tensor:
     At an optimal assignment there are no negative cycles; what rounding leaves of one on the diagonal is set to 0.
 
     :param costs: (\*batch, k, k), +inf where there is no edge.
-    :return: (\*batch, k, k) float64 distances D, 0 on the diagonal, +inf where b cannot be reached from a.
+    :returns: (\*batch, k, k) float64 distances D, 0 on the diagonal, +inf where b cannot be reached from a.
     :raises ValueError: if ``costs`` is not a batch of square matrices.
 
     >>> shortest_distances(torch.tensor([[0.0, 1.0, 9.0], [2.0, 0.0, 1.0], [torch.inf, torch.inf, 0.0]]))[0]
@@ -87,7 +87,7 @@ def shadow_prices(distances: torch.Tensor, loads: torch.Tensor, capacity: int | 
     :param distances: (\*batch, k, k) from :func:`shortest_distances`.
     :param loads: (\*batch, k) rows at each expert.
     :param capacity: slots per expert, an int or a long tensor (\*batch).
-    :return: (\*batch, k) float64.
+    :returns: (\*batch, k) float64.
     :raises ValueError: if the shapes do not match.
 
     >>> shadow_prices(torch.tensor([[0.0, 1.0], [3.0, 0.0]]), torch.tensor([1, 1]), 1)

@@ -33,7 +33,7 @@ def solve_partial_assignment(
     :param capacity: slots per expert, a positive int or a long tensor (\*batch).
     :param num_selected: m, from 1 to k; None for one expert per datapoint.
     :param mask: (\*batch, n) bool, broadcastable; False where a datapoint is absent.
-    :return: (\*batch, n) long, on the device of ``scores``; -1 where left out or absent. With ``num_selected``
+    :returns: (\*batch, n) long, on the device of ``scores``; -1 where left out or absent. With ``num_selected``
         (\*batch, m, n), ascending within a datapoint, what was left out at the end.
     :raises ValueError: for a wrong shape or dtype, a capacity that is not positive, NaN or +inf scores.
 

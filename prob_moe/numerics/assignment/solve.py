@@ -53,7 +53,7 @@ def solve_assignment(
     :param capacity: slots per expert, a positive int with n m <= k * capacity, or a long tensor (\*batch).
     :param num_selected: m, the distinct experts per datapoint, from 1 to k; None means 1.
     :param mask: (\*batch, n) bool, broadcastable; False where a datapoint is absent: it takes no slot.
-    :return: :class:`Matching`, on the device of ``scores``. No gradient flows through it.
+    :returns: :class:`Matching`, on the device of ``scores``. No gradient flows through it.
     :raises ValueError: for a wrong shape or dtype, a capacity that is too small, NaN or +inf scores, and where -inf
         scores leave no assignment.
 
@@ -83,7 +83,7 @@ def solve_with_slots(
     """``solve_assignment`` without its checks, for experts of different capacity.
 
     :param slots: int64 (b, k), in one piece; an expert without slots must be forbidden to all rows.
-    :return: the matching, on the device of ``scores``, and the status of every problem, (b,).
+    :returns: the matching, on the device of ``scores``, and the status of every problem, (b,).
     """
     *batch, n, k = scores.shape
     values = scores.detach().to("cpu")

@@ -48,7 +48,7 @@ def price_structure(logits: Tensor, assignment: Tensor, capacity: int | Tensor) 
     :param assignment: expert of each datapoint, long, (\\*batch, n), −1 where absent; its batch broadcasts with that
         of ``logits``.
     :param capacity: datapoints an expert can hold, a positive int or a long tensor (\\*batch).
-    :return: a :class:`PriceStructure`. Cost O(nk), plus O(nk² + k³ log k) if any logit is −inf.
+    :returns: a :class:`PriceStructure`. Cost O(nk), plus O(nk² + k³ log k) if any logit is −inf.
     :raises ValueError: for wrong shapes, dtypes, capacity, an entry that names no expert, or logits that are NaN or
         +inf.
     """
@@ -101,7 +101,7 @@ def price_log_density(logits: Tensor, assignment: Tensor, prices: Tensor, capaci
     :param assignment: expert of each datapoint, long, (\\*batch, n), −1 where absent.
     :param prices: shadow prices v, (\\*batch, k). The batches of all three broadcast.
     :param capacity: datapoints an expert can hold, a positive int or a long tensor (\\*batch).
-    :return: nats, (\\*batch,); −inf where the assignment or the prices lie outside the support.
+    :returns: nats, (\\*batch,); −inf where the assignment or the prices lie outside the support.
     :raises ValueError: for wrong shapes, dtypes or capacity, or logits that are NaN or +inf.
 
     >>> logits = torch.zeros(2, 2)
@@ -112,7 +112,7 @@ def price_log_density(logits: Tensor, assignment: Tensor, prices: Tensor, capaci
     num_experts = logits.shape[-1]
     if prices.shape[-1:] != (num_experts,) or not prices.is_floating_point():
         raise ValueError(
-            f"prices must be floating point of shape (*batch, {num_experts}), one price an expert, "
+            f"prices must be floating point of shape (*batch, {num_experts}), one price per expert, "
             f"got {prices.dtype} of shape {tuple(prices.shape)}."
         )
     eps = torch.finfo(prices.dtype).eps
@@ -157,7 +157,7 @@ def log_tree_weight(exchange: Tensor, free: Tensor) -> Tensor:
 
     :param exchange: non-negative weights of the edges a → b, (\\*batch, k, k); the diagonal is ignored.
     :param free: True for the experts that need an edge of the tree, (\\*batch, k).
-    :return: (\\*batch,); a pivot that underflows counts as the smallest normal number, so gradients stay finite.
+    :returns: (\\*batch,); a pivot that underflows counts as the smallest normal number, so gradients stay finite.
     """
     fixed = ~free
     sink = exchange.masked_fill(~fixed.unsqueeze(-2), 0.0).sum(-1, keepdim=True)
@@ -196,7 +196,7 @@ def _check(logits: Tensor, assignment: Tensor) -> None:
     n, k = logits.shape[-2:]
     if assignment.dtype != torch.long or assignment.shape[-1:] != (n,):
         raise ValueError(
-            f"assignment must be long of shape (*batch, {n}), one expert a datapoint, "
+            f"assignment must be long of shape (*batch, {n}), one expert per datapoint, "
             f"got {assignment.dtype} of shape {tuple(assignment.shape)}."
         )
     if assignment.numel() and not bool(((assignment >= -1) & (assignment < k)).all()):

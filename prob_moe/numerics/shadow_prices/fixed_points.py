@@ -27,7 +27,7 @@ def integrate(
     """log P and its error by ``integral``, with the derivatives of the estimate at fixed points.
 
     :param logits: (batch, n, k), what ``problem`` was built from.
-    :return: nats, (batch,) each; log P twice differentiable in ``logits``.
+    :returns: nats, (batch,) each; log P twice differentiable in ``logits``.
     """
     if nested_forward_mode():
         raise NotImplementedError(

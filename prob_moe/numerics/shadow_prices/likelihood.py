@@ -62,7 +62,7 @@ def matching_log_prob(
     :param max_points: points at which to stop doubling, by default 16 · num_points.
     :param tolerance: standard error in nats above which points are added.
     :param integration_seed: of the points: each seed gives another estimate, the same seed the same again.
-    :return: log-probability and error, both (\\*batch,), in nats; (−inf, 0) where the assignment is not feasible.
+    :returns: log-probability and error, both (\\*batch,), in nats; (−inf, 0) where the assignment is not feasible.
     :raises ValueError: for wrong shapes, dtypes, capacity or numbers of points, or logits that are NaN or +inf.
 
     >>> logits = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
@@ -132,7 +132,7 @@ class _Way(NamedTuple):
 def _way(dimension: int, present: int, k: int, num_points: int | None, max_points: int | None) -> _Way:
     elements = present * k
     by_rule = dimension in RULES and elements <= RULES[dimension].max_elements
-    # So many datapoints an expert leave the prices no polytope to hide in, and simulated noise would cost more than
+    # So many datapoints per expert leave the prices no polytope to hide in, and simulated noise would cost more than
     # the integral.
     simulates = elements <= LARGE or present < MANY * k
     if num_points is None:

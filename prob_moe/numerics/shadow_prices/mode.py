@@ -88,7 +88,7 @@ def find_mode(problem: PriceProblem, start: Tensor, max_steps: int = 40) -> tupl
     The sum of log-softmaxes is concave, the log-determinant is not: negative curvatures count with their absolute value
     (saddle-free Newton; Dauphin et al. 2014), which always gives an ascent direction.
 
-    :return: mode u (batch, k), and the inverse curvature there (batch, k, k), the identity on fixed coordinates.
+    :returns: mode u (batch, k), and the inverse curvature there (batch, k, k), the identity on fixed coordinates.
     """
     starts = problem.coordinates(start)
     value, which = torch.cat([problem.log_density(part) for part in in_chunks(starts, problem)]).max(0)

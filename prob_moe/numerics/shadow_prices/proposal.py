@@ -15,8 +15,8 @@ HEAVY_SHARE = 0.5
 class PriceProposal:
     """Equal mixture of a truncated Gaussian in the prices and a multivariate Student t in the coordinates.
 
-    The Gaussian is efficient where the density is nearly normal up to its bounds (many datapoints an expert). The t has
-    heavier tails than any density of prices, so that the weights are bounded everywhere.
+    The Gaussian is efficient where the density is nearly normal up to its bounds (many datapoints per expert). The t
+    has heavier tails than any density of prices, so that the weights are bounded everywhere.
 
     :param problem: the flat batch of assignments.
     :param center: centre of the t in the coordinates u, (batch, k).

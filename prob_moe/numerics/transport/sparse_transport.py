@@ -79,7 +79,7 @@ def sparse_transport(
         raise ValueError(f"max_nonzeros must be an int from 1 to k = {k}, but is {max_nonzeros!r}")
     if not 0 < regularization < math.inf:
         raise ValueError(f"regularization must be positive and finite, but is {regularization!r}")
-    # In units of γ, one problem a row.
+    # In units of γ, one problem per row.
     scores = (similarity.double() / regularization).reshape(math.prod(batch), n, k)
     present = scores.new_ones(scores.shape[:-1]) if mask is None else mask.to(scores).reshape(scores.shape[:-1])
     share = present.sum(-1, keepdim=True) / k

@@ -21,7 +21,7 @@ class ClauseSkipped(Exception):
 
 
 class Size(NamedTuple):
-    """One routing problem: n datapoints, k experts, c datapoints an expert at most."""
+    """One routing problem: n datapoints, k experts, c datapoints per expert at most."""
 
     num_datapoints: int
     num_experts: int

@@ -67,7 +67,7 @@ def test_the_dense_model_is_one_expert() -> None:
     kinds = byte_kinds(x).flatten().bincount(minlength=len(KIND_NAMES))
     assert torch.equal(use[:, 0], (kinds > 0).double())
     assert metrics["max/mean load"] == 1
-    # New, it knows nothing: near eight bits a byte.
+    # New, it knows nothing: near eight bits per byte.
     logits, _ = model.causal_logits(x)
     nats = -logits.log_softmax(-1).gather(-1, y.unsqueeze(-1)).mean()
     assert metrics["bits per byte"] == pytest.approx(nats.item() / 0.6931471805599453)

@@ -24,7 +24,7 @@ def loads(assignment: torch.Tensor, k: int) -> torch.Tensor:
 
 
 def scipy_value(scores: torch.Tensor, capacity: int) -> float:
-    """Jonker-Volgenant on the columns, one copy a slot; a forbidden pair costs more than all others together."""
+    """Jonker-Volgenant on the columns, one copy per slot; a forbidden pair costs more than all others together."""
     values = np.repeat(scores.double().numpy(), capacity, axis=1)
     finite = np.isfinite(values)
     penalty = -(np.abs(values[finite]).max(initial=0.0) + 1) * values.shape[0] * 4

@@ -230,7 +230,7 @@ def test_tree_weight_equals_the_determinant():
         ({"logits": torch.full((3, 2), math.nan)}, "NaN or \\+inf"),
         ({"assignment": torch.zeros(3)}, "assignment must be long of shape"),
         ({"assignment": torch.tensor([0, 1, 2])}, "experts 0 to 1"),
-        ({"prices": torch.zeros(3)}, "one price an expert"),
+        ({"prices": torch.zeros(3)}, "one price per expert"),
     ],
 )
 def test_wrong_arguments(change, message):
