@@ -161,7 +161,7 @@ class ExpertLayer(RoutedExperts):
         x, mask = check_datapoints(x, mask)
         if self.rule is None and options:
             raise ValueError(f"{sorted(options)} are options of rules, not of assignment distributions")
-        logits = self._logits(x)
+        logits = router_logits(self.router, x, self.experts, self.rule)
         if am_i_wrapped():
             if recorder() is not None or replaying():
                 raise ValueError("record_routing and replay_routing are for plain torch; in Pyro use trace and replay")
@@ -283,18 +283,6 @@ class ExpertLayer(RoutedExperts):
         return out
 
     # Common to both --------------------------------------------------------------------------------------------------
-
-    def _logits(self, x: Tensor) -> Tensor:
-        if self.rule is None:
-            return router_logits(self.router, x, self.experts)
-        logits: Tensor = self.router(x)
-        width = self.rule.num_logits(self.experts.num_experts)
-        if logits.shape[-2:] != (x.shape[-2], width):
-            raise ValueError(
-                f"router must return {width} logits for each of n = {x.shape[-2]} datapoints, as "
-                f"{type(self.rule).__name__} wants them, got {tuple(logits.shape)}"
-            )
-        return logits
 
     def _output(self, routing: Routing, x: Tensor, *, limited: bool) -> Tensor:
         assert self.rule is not None

@@ -59,17 +59,20 @@ def baseline_infer(baseline: Baseline | nn.Module | dict[str, Any] | None, x: Te
     return {"baseline": baseline}
 
 
-def router_logits(router: nn.Module, x: Tensor, experts: nn.Module) -> Tensor:
+def router_logits(router: nn.Module, x: Tensor, experts: nn.Module, rule: RoutingRule | None = None) -> Tensor:
     """
     :param x: (*batch, n, d).
-    :returns: logits (*batch, n, k).
-    :raises ValueError: if the router's outputs are not one number for each expert.
+    :param rule: that wants the logits; None for a distribution, which wants one for each expert.
+    :returns: logits (*batch, n, k), or of the width that the rule wants.
+    :raises ValueError: on another width.
     """
     logits: Tensor = router(x)
     k = getattr(experts, "num_experts", logits.shape[-1])
-    if logits.shape[-2:] != (x.shape[-2], k):
+    width = k if rule is None else rule.num_logits(k)
+    if logits.shape[-2:] != (x.shape[-2], width):
+        wanted = f"k = {k} experts" if rule is None else f"k = {width}, as {type(rule).__name__} wants them"
         raise ValueError(
-            f"router must return logits of shape (*batch, n, k) with n = {x.shape[-2]} and k = {k} experts, got "
+            f"router must return logits of shape (*batch, n, k) with n = {x.shape[-2]} and {wanted}, got "
             f"{tuple(logits.shape)}"
         )
     return logits

@@ -17,6 +17,7 @@ import math
 import numpy as np
 
 from prob_moe.numerics._compiled import batch_kernel, kernel
+from prob_moe.numerics.rounding._cholesky import solve_positive
 
 # Lets sums over experts vectorise; keeps nan and inf honest. So does numpy's division, which looks at no divisor.
 FAST = {"reassoc", "contract", "arcp", "nsz"}
@@ -124,29 +125,6 @@ def _evaluate(
 
 
 @kernel
-def _solve_positive(matrix: np.ndarray, rhs: np.ndarray, x: np.ndarray) -> None:
-    """Solve ``matrix @ x = rhs`` by Cholesky in place (lower triangle; positive definite up to rounding)."""
-    k = rhs.size
-    floor = 0.0
-    for a in range(k):
-        floor = max(floor, 1e-15 * matrix[a, a])
-    for a in range(k):
-        x[a] = rhs[a]
-        for b in range(a + 1):
-            entry = matrix[a, b]
-            for m in range(b):
-                entry -= matrix[a, m] * matrix[b, m]
-            matrix[a, b] = math.sqrt(max(entry, floor)) if a == b else entry / matrix[b, b]
-        for b in range(a):
-            x[a] -= matrix[a, b] * x[b]
-        x[a] /= matrix[a, a]
-    for a in range(k - 1, -1, -1):
-        for b in range(a + 1, k):
-            x[a] -= matrix[b, a] * x[b]
-        x[a] /= matrix[a, a]
-
-
-@kernel
 def _solve_prices(
     p: np.ndarray,
     present: np.ndarray,
@@ -188,7 +166,7 @@ def _solve_prices(
             excess = max(excess, load[j] / capacity - 1.0)
             gradient[j] = load[j] - capacity + mu / beta[j] + (solved_mu - mu) * drift[j]
             hessian[j, j] += max(capacity - load[j], mu / beta[j]) / beta[j]  # primal-dual: slack over price
-        _solve_positive(hessian, gradient, step)
+        solve_positive(hessian, gradient, step)
         for j in range(k):
             decrement += gradient[j] * step[j]
             if step[j] < 0.0:

@@ -15,7 +15,8 @@ Wright 1997, "Primal-dual interior-point methods", chapters 5 and 6; Nesterov & 
 import numpy as np
 
 from prob_moe.numerics._compiled import kernel
-from prob_moe.numerics.rounding._minimum_variance import FAST, _solve_positive
+from prob_moe.numerics.rounding._cholesky import solve_positive
+from prob_moe.numerics.rounding._minimum_variance import FAST
 
 TO_BOUNDARY = 0.98  # largest part of a variable that one step may take away
 LEAST_ROOM = 1e-14  # of 1 − r
@@ -228,7 +229,7 @@ def interior_point(
             if not full[j]:
                 rhs[j] += mu / beta[j]
                 hessian[j, j] += u[j] / beta[j]
-        _solve_positive(hessian, rhs, beta_step)
+        solve_positive(hessian, rhs, beta_step)
         fastest = _entry_steps(p, r, z, g, alpha, beta, mu, weight, shift, beta_step, r_step, alpha_step)
         if not exact_rows:
             v_step[:] = mu / alpha - v - v / alpha * alpha_step

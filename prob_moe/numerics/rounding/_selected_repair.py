@@ -3,7 +3,8 @@
 import numpy as np
 
 from prob_moe.numerics._compiled import kernel
-from prob_moe.numerics.rounding._minimum_variance import FAST, _solve_positive
+from prob_moe.numerics.rounding._cholesky import solve_positive
+from prob_moe.numerics.rounding._minimum_variance import FAST
 from prob_moe.numerics.rounding._selected_marginals import pin_constants
 
 
@@ -66,7 +67,7 @@ def exact_sums(r: np.ndarray, sums: np.ndarray, slots: np.ndarray, full: np.ndar
         _curvature(r, lack, hessian, gain, weight)
         pin_constants(hessian, full)
         pin_constants(hessian, ~full)
-        _solve_positive(hessian, gain, x)
+        solve_positive(hessian, gain, x)
         reach = 0.0
         for i in range(n):
             answer = 0.0
