@@ -21,6 +21,8 @@ from prob_moe import (
     ExpertLayer,
     GumbelMatching,
     IndependentRouting,
+    MixtureOfExperts,
+    TraceMixture_ELBO,
     TraceRouting_ELBO,
     record_routing,
 )
@@ -79,3 +81,51 @@ def test_step(benchmark, turn, side):
     benchmark.group = f"step {N}×{K} ({D}→{H}→{D})"
     benchmark.extra_info.update(side=side, bar=bar, reference="dense")
     benchmark.pedantic(lambda: torch.autograd.grad(loss(), [x, *parameters]), rounds=10, warmup_rounds=2)
+
+
+PROCEDURES = {"independent": IndependentRouting, "skip": CapacitySkip, "dependent rounding": DependentRounding}
+
+
+@pytest.mark.parametrize("num_selected", [None, 2])
+@pytest.mark.parametrize("name", PROCEDURES)
+@pytest.mark.parametrize("turn", range(3))
+def test_step_of_a_bound(benchmark, turn, name, num_selected):
+    """The mixture bound from two experts per datapoint, beside the router objective from one; the same experts."""
+    torch.set_num_threads(2)
+    x, y = torch.randn(N, D, requires_grad=True), torch.randn(N, D)
+    mixture = MixtureOfExperts(
+        nn.Linear(D, K),
+        BatchedExperts(K, D, H, D),
+        lambda out: dist.Normal(out, 1.0).to_event(1),
+        assignment=PROCEDURES[name],
+        num_selected=num_selected,
+        **LIMITED,
+    )
+    elbo = TraceRouting_ELBO() if num_selected is None else TraceMixture_ELBO()
+    parameters = list(mixture.parameters())
+    benchmark.group = f"step {N}×{K} ({D}→{H}→{D}), {name}"
+    benchmark.extra_info.update(
+        side="router objective, 1 expert" if num_selected is None else "mixture bound, 2 experts",
+        bar="" if num_selected is None else "at most 2.2",
+        reference="router objective, 1 expert",
+    )
+    loss = lambda: elbo.differentiable_loss(mixture, None, x, y)  # noqa: E731
+    benchmark.pedantic(lambda: torch.autograd.grad(loss(), [x, *parameters]), rounds=10, warmup_rounds=2)
+
+
+@pytest.mark.parametrize("num_selected", [1, 2])
+@pytest.mark.parametrize("name", PROCEDURES)
+def test_draw_of_sets(benchmark, name, num_selected):
+    """A draw with weights, without gradient."""
+    logits = torch.randn(N, K, generator=torch.Generator().manual_seed(0))
+    limited = {} if name == "independent" else LIMITED
+
+    def draw_with_weights():
+        law = PROCEDURES[name](logits, num_selected=num_selected, **limited)
+        law.importance_weights(law.sample())
+
+    benchmark.group = f"draw with weights {N}×{K}, {name}"
+    benchmark.extra_info.update(
+        side=f"{num_selected} selected", bar="at most 2.5" if num_selected == 2 else "", reference="1 selected"
+    )
+    benchmark(draw_with_weights)
