@@ -56,7 +56,7 @@ def learning_curves(runs: Sequence[Run], records: Sequence[Record]) -> Figure:
     for axis in axes.flat[len(groups) :]:
         axis.set_visible(False)
     figure.supxlabel("step")
-    figure.supylabel("held-out NLL, nats per datapoint (median and quartiles over seeds)", fontsize=9)
+    figure.supylabel("held-out NLL, nats per datapoint\n(median and quartiles over seeds)", fontsize=9)
     run = drawn[0][0]
     figure.suptitle(f"{run.label}, learning rate {run.learning_rate:g}, load-balancing weight {run.load_balancing:g}")
     return figure

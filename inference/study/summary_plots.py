@@ -42,12 +42,14 @@ def summary(arms: pd.DataFrame) -> Figure:
         axis.set_title(task.replace(", ", ",\n"), fontsize=9)
     axes[0, 0].set_yticks(range(len(names)), list(map(label, names)))
     axes[0, 0].set_ylim(len(names) - 0.5, -0.5)
-    handles = [Line2D([], [], linestyle="", marker="s", color=c, label=g) for g, c in COLORS.items()]
+    groups = [group for group in COLORS if group in set(arms.group)]
+    handles = [Line2D([], [], linestyle="", marker="s", color=COLORS[group], label=group) for group in groups]
     handles += [
         Line2D([], [], linestyle="", marker="o", color="0.3", markerfacecolor=face, label=view)
         for view, face in zip(VIEWS, ("0.3", "white"))
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    columns = min(3, len(panels))
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
     return figure
 
 
