@@ -60,6 +60,7 @@ class MixtureOfExperts(RoutedExperts, PyroModule):
     :raises ValueError: on arguments of the wrong kind; when called, on a router whose width is not k, on no datapoints,
         or on observations whose shape does not fit.
 
+    >>> import torch
     >>> from prob_moe.experts import BatchedExperts
     >>> from prob_moe.estimators import TraceRouting_ELBO
     >>> _ = torch.manual_seed(0)
@@ -191,6 +192,7 @@ class MixtureOfExperts(RoutedExperts, PyroModule):
             the mixture's probabilities.
         :raises ValueError: if m is no int from 1 to k.
 
+        >>> import torch
         >>> from prob_moe.experts import BatchedExperts
         >>> experts = BatchedExperts(4, 2, None, 1)
         >>> mixture = MixtureOfExperts(
