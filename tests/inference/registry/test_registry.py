@@ -1,7 +1,6 @@
 """One spelling of every name, in options and in what is written, and one label in what people read."""
 
 import csv
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,7 @@ from inference.registry import BaselineEntry, ProcedureEntry, RuleEntry, TaskEnt
 from inference.registry.builtin import REGISTRY, label
 from inference.registry.names import resolve, spelling
 from inference.study.arms import all_arms, core
-from inference.study.cache import FORMAT, Cache, Record
 from inference.study.grids import GRIDS
-from inference.study.settings import ToyRun
 from inference.study.statistics import CLAIMS
 from prob_moe.distributions import CapacitySkip
 from prob_moe.estimators import Baseline
@@ -129,18 +126,6 @@ def test_other_commands_have_the_same_names(command: str, key: str, tmp_path: Pa
     assert set(content if command == "likelihood" else {row["method"] for row in content}) <= names_in_use()
     shown = CliRunner().invoke(app, [*arguments, "--overwrite"]).stdout
     assert not any(name in shown for name in names_in_use() if name != label(name).lower())
-
-
-@pytest.mark.parametrize(("arm", "earlier"), [("gumbel-matching", "Gumbel-Matching"), ("sigma-moe", "σ-MoE")])
-def test_finished_runs_of_earlier_versions_are_read(arm: str, earlier: str, tmp_path: Path) -> None:
-    """Their files were named by the label of the arm."""
-    run = ToyRun(arm, 0.1, 0.0)
-    settings = {**run.settings(), "arm": earlier}
-    text = json.dumps({"format": FORMAT, **settings}, sort_keys=True)
-    file = tmp_path / f"{hashlib.sha256(text.encode()).hexdigest()[:20]}.json"
-    record = Record(settings, {"nll": [1.0], "error": [0.5]}, seconds=2.0)
-    file.write_text(json.dumps(vars(record)))
-    assert Cache(tmp_path).load(run) == record
 
 
 @pytest.mark.parametrize("table", ["arms", "contrasts", "settings"])
