@@ -18,7 +18,7 @@ from prob_moe.numerics import (
     price_log_density,
     solve_assignment,
 )
-from prob_moe.numerics.shadow_prices.likelihood import check_integration_seed
+from prob_moe.numerics.prices.likelihood import check_integration_seed
 
 #: nats; a likelihood with a larger standard error comes with a warning
 TOLERATED_ERROR = 0.1

@@ -9,10 +9,10 @@ from prob_moe.numerics.conditional_poisson import (
     log_pair_probabilities,
     sample_conditional_poisson,
 )
+from prob_moe.numerics.prices.density import PriceStructure, price_log_density, price_structure
+from prob_moe.numerics.prices.likelihood import matching_log_prob
 from prob_moe.numerics.rounding.marginals import MinimumVarianceMarginals, minimum_variance_marginals, router_marginals
 from prob_moe.numerics.rounding.rounding import dependent_rounding
-from prob_moe.numerics.shadow_prices.density import PriceStructure, price_log_density, price_structure
-from prob_moe.numerics.shadow_prices.likelihood import matching_log_prob
 from prob_moe.numerics.transport.sinkhorn import sinkhorn_log_plan
 from prob_moe.numerics.transport.sparse_transport import SparsePlan, sparse_transport
 

@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from prob_moe.numerics.shadow_prices.likelihood import matching_log_prob
+from prob_moe.numerics.prices.likelihood import matching_log_prob
 from tests.numerics.brute_force import enumerate_assignments
 
 ENUMERATED = [(4, 4, 1), (3, 4, 1), (4, 2, 2), (3, 2, 2), (6, 3, 2), (4, 3, 2), (3, 3, 1), (5, 4, 2)]

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from prob_moe.numerics.shadow_prices.likelihood import matching_log_prob
-from tests.numerics.shadow_prices.test_likelihood import random_logits
+from prob_moe.numerics.prices.likelihood import matching_log_prob
+from tests.numerics.prices.test_likelihood import random_logits
 
 
 def padded(logits: torch.Tensor, assignment: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:

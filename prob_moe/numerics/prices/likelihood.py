@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from prob_moe.numerics._compiled import leaves_torch
-from prob_moe.numerics.shadow_prices.density import price_structure, reachable_logits, tree_log_density
-from prob_moe.numerics.shadow_prices.fixed_points import integrate
-from prob_moe.numerics.shadow_prices.integral import RULES, Nodes, PriceEstimate, importance_sampling, quadrature
-from prob_moe.numerics.shadow_prices.mode import PriceProblem
-from prob_moe.numerics.shadow_prices.start import central_prices, simulated_prices, supporting_log_prob
+from prob_moe.numerics.prices.density import price_structure, reachable_logits, tree_log_density
+from prob_moe.numerics.prices.fixed_points import integrate
+from prob_moe.numerics.prices.integral import RULES, Nodes, PriceEstimate, importance_sampling, quadrature
+from prob_moe.numerics.prices.mode import PriceProblem
+from prob_moe.numerics.prices.start import central_prices, simulated_prices, supporting_log_prob
 
 BATCH_ELEMENTS = 2**21  # of the largest tensor (points, batch, k) or (batch, k, k, k) of one chunk of the batch
 LARGE, MANY = 2**13, 16  # n·k and n / k above which the search for the mode starts at zero prices

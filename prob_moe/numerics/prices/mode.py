@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from prob_moe.numerics.shadow_prices.density import PriceStructure, reachable_logits, tree_log_density
-from prob_moe.numerics.shadow_prices.truncated_gaussian import log_hazard
+from prob_moe.numerics.prices.density import PriceStructure, reachable_logits, tree_log_density
+from prob_moe.numerics.prices.truncated_gaussian import log_hazard
 
 STEP_SIZES = (1.0, 0.5, 0.2, 0.05, 0.01)
 LONGEST_STEP = 8.0  # in any coordinate: far from the mode the quadratic model is worth little

@@ -7,8 +7,8 @@ import torch
 
 from prob_moe.distributions import GumbelMatching
 from prob_moe.numerics import price_log_density
-from prob_moe.numerics.shadow_prices.integral import PriceEstimate
-from prob_moe.numerics.shadow_prices.likelihood import _bracketed, matching_log_prob
+from prob_moe.numerics.prices.integral import PriceEstimate
+from prob_moe.numerics.prices.likelihood import _bracketed, matching_log_prob
 from tests.numerics.brute_force import best_assignment, draw_scores, enumerate_assignments
 
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.quasirandom import SobolEngine
 
-from prob_moe.numerics.shadow_prices.mode import PriceProblem, find_mode, in_chunks
-from prob_moe.numerics.shadow_prices.proposal import PriceProposal
-from prob_moe.numerics.shadow_prices.walk import walk
+from prob_moe.numerics.prices.mode import PriceProblem, find_mode, in_chunks
+from prob_moe.numerics.prices.proposal import PriceProposal
+from prob_moe.numerics.prices.walk import walk
 
 SCRAMBLES = 8
 GENERATIONS = 4  # proposals tried: fits at the mode, to a walk, then to the weighted points of the one before

@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from prob_moe.numerics.shadow_prices.density import log_tree_weight, price_log_density, price_structure
+from prob_moe.numerics.prices.density import log_tree_weight, price_log_density, price_structure
 from tests.numerics.brute_force import best_assignment, draw_scores, enumerate_assignments, optimal_prices
 
 INF = math.inf

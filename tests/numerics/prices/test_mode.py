@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from prob_moe.numerics.shadow_prices.density import price_structure
-from prob_moe.numerics.shadow_prices.mode import PriceProblem, _derivatives, find_mode, logit_score
-from prob_moe.numerics.shadow_prices.start import central_prices
-from prob_moe.numerics.shadow_prices.truncated_gaussian import TruncatedGaussian
+from prob_moe.numerics.prices.density import price_structure
+from prob_moe.numerics.prices.mode import PriceProblem, _derivatives, find_mode, logit_score
+from prob_moe.numerics.prices.start import central_prices
+from prob_moe.numerics.prices.truncated_gaussian import TruncatedGaussian
 
 
 def problem(n: int, k: int, capacity: int, scale: float = 1.0) -> PriceProblem:

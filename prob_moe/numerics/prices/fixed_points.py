@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from prob_moe._transforms import nested_forward_mode
-from prob_moe.numerics.shadow_prices.integral import Nodes, PriceEstimate
-from prob_moe.numerics.shadow_prices.mode import PriceProblem, in_chunks, logit_score
+from prob_moe.numerics.prices.integral import Nodes, PriceEstimate
+from prob_moe.numerics.prices.mode import PriceProblem, in_chunks, logit_score
 
 
 def integrate(

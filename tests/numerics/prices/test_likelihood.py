@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from prob_moe.numerics.shadow_prices.density import price_log_density
-from prob_moe.numerics.shadow_prices.likelihood import matching_log_prob
+from prob_moe.numerics.prices.density import price_log_density
+from prob_moe.numerics.prices.likelihood import matching_log_prob
 from prob_moe.testing import central_difference
 from tests.numerics.brute_force import best_assignment, draw_scores, enumerate_assignments, optimal_prices
 
@@ -87,7 +87,7 @@ def test_slack_at_the_boundary_agrees_with_many_more_points():
 
 @pytest.mark.parametrize(("assignment", "capacity"), [([0, 1, 2, 2, 1, 0], 2), ([0, 0, 1, 1, 2, 0], 3)])
 def test_product_rule_and_importance_sampling_agree(assignment, capacity, monkeypatch):
-    from prob_moe.numerics import likelihood
+    from prob_moe.numerics.prices import likelihood
 
     logits = random_logits(6, 3, seed=6, scale=2.0)
     assignment = torch.tensor(assignment)

@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from prob_moe.numerics.shadow_prices.mode import PriceProblem, find_mode, inverse_curvature, price_derivatives
-from prob_moe.numerics.shadow_prices.truncated_gaussian import TruncatedGaussian
+from prob_moe.numerics.prices.mode import PriceProblem, find_mode, inverse_curvature, price_derivatives
+from prob_moe.numerics.prices.truncated_gaussian import TruncatedGaussian
 
 NU = 6  # degrees of freedom of the heavy-tailed half
 HEAVY_SHARE = 0.5
