@@ -24,13 +24,13 @@ test: $(READY)  ## Lint, types, and all tests with doctests.
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
-	$(BIN)/python -m pytest --nbmake notebooks
+	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --nbmake notebooks
 
 coverage: $(READY)  ## All tests once more, with the lines of the library that none of them reaches: half as slow again.
-	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --cov=prob_moe --cov-report=term-missing:skip-covered --cov-fail-under=95
+	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "" --cov=prob_moe --cov-report=term-missing:skip-covered --cov-fail-under=95
 
 # The tests that pass on one machine pass on others: other vector instructions, other seeds, other numbers of threads.
-HARD := $(BIN)/python -m pytest -n 2 --quiet
+HARD := $(BIN)/python -m pytest -n 2 --quiet -m ""
 ONE := OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1
 TWO := OMP_NUM_THREADS=2 NUMBA_NUM_THREADS=2
 

@@ -59,6 +59,7 @@ def test_gradients_are_unbiased(assignment: type, num_layers: int) -> None:
     assert gradients_off(model, *subset(), TraceRouting_ELBO()) < 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_layers", [1, 2])
 def test_the_biased_twin_fails_the_same_check(num_layers: int) -> None:
     model = tiny(CapacitySkip, num_layers=num_layers).double()

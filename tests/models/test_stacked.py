@@ -91,6 +91,7 @@ def by_pyro(model: StackedMixture) -> Callable:
     return poutine.block(model, expose=["first", "assignment"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("elbo", [Trace_ELBO, TraceGraph_ELBO, TraceBalanced_ELBO])
 def test_balanced_objective_against_enumeration_of_both_layers(elbo: type) -> None:
     model, (x, y) = stacked(CapacitySkip), data(3)

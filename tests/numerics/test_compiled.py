@@ -185,6 +185,7 @@ shortest_distances(torch.ones(2, 3, 3))
 """
 
 
+@pytest.mark.slow
 def test_a_read_only_installation_runs_without_a_cache(read_only):
     done = run(SMALL_SOLVE, **read_only)
     assert done.stdout == "12.0\n"
@@ -193,6 +194,7 @@ def test_a_read_only_installation_runs_without_a_cache(read_only):
     assert len(done.stderr.splitlines()) == 2
 
 
+@pytest.mark.slow
 def test_a_cache_elsewhere_is_used(read_only, tmp_path):
     """As the warning says; the second process has nothing to compile, and says nothing."""
     read_only["NUMBA_CACHE_DIR"] = str(tmp_path / "cache")
@@ -202,6 +204,7 @@ def test_a_cache_elsewhere_is_used(read_only, tmp_path):
     assert run(SMALL_SOLVE, **read_only).stderr == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["cut off", "taken away"])
 def test_a_damaged_cache_costs_time_only(read_only, tmp_path, damage):
     cache = tmp_path / "cache"

@@ -21,6 +21,8 @@ from inference.runs.checkpoint import load_checkpoint
 from inference.runs.run_folder import RunFolder
 from tests.inference.runs.test_checkpoint import same
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 NUM_STEPS = 90
 KINDS = {

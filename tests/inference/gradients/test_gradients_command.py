@@ -22,6 +22,7 @@ def run(*arguments: str) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
+@pytest.mark.slow
 def test_every_row_of_the_tables_is_in_the_csv_and_names_its_objective(tmp_path: Path) -> None:
     code, output = run(*TINY, "--num-samples", "100", "--out", str(tmp_path))
     assert code == 0, output

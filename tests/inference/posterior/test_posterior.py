@@ -14,6 +14,8 @@ from models.piecewise import PiecewiseData, piecewise_data
 from models.piecewise_bayes import BayesianPiecewise, Prior, features
 from prob_moe._arviz import az
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def two_experts() -> tuple[PiecewiseData, az.InferenceData]:

@@ -20,6 +20,7 @@ def files(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 def test_all_sizes_write_the_same_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arms = ["--arm", "skip", "--arm", "Gumbel-Matching", "--arm", "Switch"]
     for size, grid in GRIDS.items():
