@@ -85,8 +85,6 @@ _ROOMS = {
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 
-__all__ = sorted(_ROOM_OF)
-
 
 def __getattr__(name: str) -> Any:
     if name in _ROOM_OF:
