@@ -1,8 +1,8 @@
 """One call that holds an assignment distribution to its contract."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from rich.table import Table
@@ -10,6 +10,9 @@ from rich.table import Table
 from prob_moe.distributions import AssignmentDistribution
 from prob_moe.testing.clauses import CLAUSES
 from prob_moe.testing.clauses.setting import SIZES, ClauseFailed, ClauseSkipped, Setting, Size
+
+#: from its setting to the numbers that it saw, if it has any to tell
+Clause = Callable[[Any], str | None]
 
 
 class ClauseResult(NamedTuple):
@@ -120,10 +123,7 @@ def check_assignment_distribution(
     prob_moe.testing.contract.ContractError: Unweighted breaks 1 of 1 clauses of its contract
     clause 'weights are unbiased': at n=6 k=3 capacity=2, E[w 1{z_... = ...}] is ... standard errors off
     """
-    chosen = list(CLAUSES) if clauses is None else list(clauses)
-    unknown = [clause for clause in chosen if clause not in CLAUSES]
-    if unknown:
-        raise ValueError(f"unknown clauses {unknown}; known are {list(CLAUSES)}")
+    chosen = chosen_clauses(clauses, CLAUSES)
     if num_samples < 1000:
         raise ValueError(f"num_samples must be at least 1000 for standard errors to mean something, got {num_samples}")
     if not sizes:
@@ -136,11 +136,7 @@ def check_assignment_distribution(
         log_prob_tolerance=log_prob_tolerance,
         device=torch.device(device),
     )
-    name = _name_of(setting)
-    report = ContractReport(name, tuple(_result(clause, setting, seed) for clause in chosen))
-    if report.failed:
-        raise ContractError(report)
-    return report
+    return hold_to(chosen, setting, _name_of(setting), seed, setting.device)
 
 
 def _name_of(setting: Setting) -> str:
@@ -154,15 +150,42 @@ def _name_of(setting: Setting) -> str:
     return name
 
 
-def _result(clause: str, setting: Setting, seed: int) -> ClauseResult:
-    devices = [setting.device] if setting.device.type == "cuda" else []
+def chosen_clauses(names: Iterable[str] | None, known: Mapping[str, Clause]) -> dict[str, Clause]:
+    """
+    :param names: None for all.
+    :raises ValueError: on an unknown name.
+    """
+    chosen = list(known) if names is None else list(names)
+    unknown = [name for name in chosen if name not in known]
+    if unknown:
+        raise ValueError(f"unknown clauses {unknown}; known are {list(known)}")
+    return {name: known[name] for name in chosen}
+
+
+def hold_to(
+    clauses: Mapping[str, Clause], setting: Any, name: str, seed: int, device: torch.device | None = None
+) -> ContractReport:
+    """
+    :param setting: what every clause is called with.
+    :param name: of what is checked.
+    :param device: whose random numbers are seeded too; None for the processor's alone.
+    :raises ContractError: if a clause fails.
+    """
+    devices = [device] if device is not None and device.type == "cuda" else []
+    report = ContractReport(name, tuple(_result(*clause, setting, seed, devices) for clause in clauses.items()))
+    if report.failed:
+        raise ContractError(report)
+    return report
+
+
+def _result(name: str, clause: Clause, setting: Any, seed: int, devices: list[torch.device]) -> ClauseResult:
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         try:
-            return ClauseResult(clause, "passed", CLAUSES[clause](setting))
+            return ClauseResult(name, "passed", clause(setting) or "")
         except ClauseSkipped as reason:
-            return ClauseResult(clause, "skipped", str(reason))
+            return ClauseResult(name, "skipped", str(reason))
         except ClauseFailed as failure:
-            return ClauseResult(clause, "failed", str(failure))
-        except Exception as error:  # whatever a distribution under development raises is a finding
-            return ClauseResult(clause, "failed", f"raised {type(error).__name__}: {error}")
+            return ClauseResult(name, "failed", str(failure))
+        except Exception as error:  # whatever is under development raises is a finding
+            return ClauseResult(name, "failed", f"raised {type(error).__name__}: {error}")

@@ -3,11 +3,8 @@
 from collections.abc import Callable, Iterable
 from inspect import signature
 
-import torch
-
 from prob_moe.rules import RoutingRule
-from prob_moe.testing.clauses.setting import ClauseFailed, ClauseSkipped
-from prob_moe.testing.contract import ClauseResult, ContractError, ContractReport
+from prob_moe.testing.contract import ContractReport, chosen_clauses, hold_to
 from prob_moe.testing.rule_clauses import RULE_CLAUSES, RuleSetting
 
 
@@ -40,10 +37,7 @@ def check_rule(
     >>> check_rule(Switch, clauses=["capacity holds", "padding takes no part"]).passed
     ['capacity holds', 'padding takes no part']
     """
-    chosen = list(RULE_CLAUSES) if clauses is None else list(clauses)
-    unknown = [clause for clause in chosen if clause not in RULE_CLAUSES]
-    if unknown:
-        raise ValueError(f"unknown clauses {unknown}; known are {list(RULE_CLAUSES)}")
+    chosen = chosen_clauses(clauses, RULE_CLAUSES)
     if num_experts < 3:
         raise ValueError(f"num_experts must be at least 3, got {num_experts}")
     rule = make()
@@ -53,10 +47,7 @@ def check_rule(
     if limited is None:
         limited = _takes_capacity(make)
     setting = RuleSetting(make, num_experts, limited, "identity" in signature(rule.forward).parameters)
-    report = ContractReport(name, tuple(_result(clause, setting, seed) for clause in chosen))
-    if report.failed:
-        raise ContractError(report)
-    return report
+    return hold_to(chosen, setting, name, seed)
 
 
 def _takes_capacity(make: Callable[..., RoutingRule]) -> bool:
@@ -65,17 +56,3 @@ def _takes_capacity(make: Callable[..., RoutingRule]) -> bool:
     except TypeError:
         return False
     return True
-
-
-def _result(clause: str, setting: RuleSetting, seed: int) -> ClauseResult:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        try:
-            RULE_CLAUSES[clause](setting)
-            return ClauseResult(clause, "passed", "")
-        except ClauseSkipped as reason:
-            return ClauseResult(clause, "skipped", str(reason))
-        except ClauseFailed as failure:
-            return ClauseResult(clause, "failed", str(failure))
-        except Exception as error:  # whatever a rule under development raises is a finding
-            return ClauseResult(clause, "failed", f"raised {type(error).__name__}: {error}")
