@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from prob_moe.distributions import AssignmentDistribution, DependentRounding, SelectedMixture
 from prob_moe.estimators.baselines import Baseline
+from prob_moe.estimators.sites import outside_plate
 from prob_moe.experts import BatchedExperts
 from prob_moe.layer.base import RoutedExperts, Site
 from prob_moe.layer.parts import (
@@ -17,7 +18,6 @@ from prob_moe.layer.parts import (
     check_experts,
     check_observations,
     likelihood_of,
-    outside_plate,
     router_logits,
 )
 from prob_moe.numerics._compiled import leaves_torch

@@ -31,13 +31,6 @@ class SetSite:
         """Where the set was drawn."""
         return self.site if self.guide_site is None else self.guide_site
 
-    def lined_up(self, value: Tensor, event_dim: int) -> Tensor:
-        """
-        :param value: (*batch, ..., n) of the assignment site, with ``event_dim`` dimensions behind those of its batch.
-        :returns: the same without the dimension that the site leaves to the data plate, as the mixture has it.
-        """
-        return value.squeeze(-1 - event_dim) if value.dim() > event_dim else value
-
     def scaled(self, log_prob: Tensor) -> Tensor:
         """:returns: a log-probability of the observation (*batch, n), with its scale and its masks."""
         fn = self.likelihood["fn"]

@@ -85,6 +85,11 @@ def present(site: Site) -> Tensor:
     return mask
 
 
+def outside_plate(z: Tensor, event_dim: int = 1) -> Tensor:
+    """Drop the dimension that the assignment site leaves to the data plate: (*, 1, n) -> (*, n)."""
+    return z.squeeze(-1 - event_dim) if z.dim() > event_dim else z
+
+
 def per_datapoint(value: Tensor, dim: int) -> Tensor:
     """
     Line up (*batch, n) of an assignment site with the log-probabilities of sites in its data plate.

@@ -7,7 +7,7 @@ from torch import Tensor
 from prob_moe.distributions import SelectedMixture
 from prob_moe.estimators.per_datapoint_elbo import PerDatapointELBO
 from prob_moe.estimators.set_site import SetSite
-from prob_moe.estimators.sites import Site, assignment_sites
+from prob_moe.estimators.sites import Site, assignment_sites, outside_plate
 
 
 class TraceMixture_ELBO(PerDatapointELBO):
@@ -75,14 +75,14 @@ class TraceMixture_ELBO(PerDatapointELBO):
 def _proposed_by(guide_site: Site, several: SetSite) -> SelectedMixture:
     """The mixture with weights and keep probability of the guide that drew, whose router learns with the model's."""
     mixture, guide, value = several.mixture, guide_site["fn"], guide_site["value"]
-    log_q = several.lined_up(guide.router_log_prob(value), event_dim=2)
-    log_inclusion = log_q.detach() - several.lined_up(guide.log_importance_weights(value), event_dim=2)
+    log_q = outside_plate(guide.router_log_prob(value), event_dim=2)
+    log_inclusion = log_q.detach() - outside_plate(guide.log_importance_weights(value), event_dim=2)
     log_p = mixture.router_log_prob
     return SelectedMixture(
         (log_p.detach() - log_inclusion).to(log_p.dtype),
         log_p + (log_q - log_q.detach()),
         mixture.components,
-        keep_probability=several.lined_up(guide.keep_probability(value), event_dim=1).expand(mixture.batch_shape),
+        keep_probability=outside_plate(guide.keep_probability(value), event_dim=1).expand(mixture.batch_shape),
     )
 
 

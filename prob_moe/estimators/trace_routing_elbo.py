@@ -9,7 +9,7 @@ from torch import Tensor
 from prob_moe.estimators.functional import selected_surrogate
 from prob_moe.estimators.per_datapoint_elbo import PerDatapointELBO
 from prob_moe.estimators.set_site import SetSite
-from prob_moe.estimators.sites import Site
+from prob_moe.estimators.sites import Site, outside_plate
 
 
 class TraceRouting_ELBO(PerDatapointELBO):
@@ -112,7 +112,7 @@ class TraceRouting_ELBO(PerDatapointELBO):
             reason = "num_selected=1 makes no pairs"
         else:
             try:
-                return several.lined_up(routing.pair_weights(several.site["value"]), event_dim=3)
+                return outside_plate(routing.pair_weights(several.site["value"]), event_dim=3)
             except NotImplementedError:
                 pass
         if not self._warned_of_pairs:

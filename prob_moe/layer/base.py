@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from prob_moe.distributions import AssignmentDistribution
 from prob_moe.distributions.support import router_choices
 from prob_moe.estimators.baselines import Baseline
+from prob_moe.estimators.sites import outside_plate
 from prob_moe.experts.validation import check_positive_int
-from prob_moe.layer.parts import baseline_infer, outside_plate, slots_for
+from prob_moe.layer.parts import baseline_infer, slots_for
 from prob_moe.rules.losses import check_weight, load_balancing_loss
 
 

@@ -106,11 +106,6 @@ def combine_by_gates(out: Tensor, log_p: Tensor, assignment: Tensor) -> Tensor:
     return (gates.to(out.dtype).unsqueeze(-1) * out).sum(-3)
 
 
-def outside_plate(z: Tensor, event_dim: int = 1) -> Tensor:
-    """Drop the dimension that the assignment site leaves to the data plate: (*, 1, n) -> (*, n)."""
-    return z.squeeze(-1 - event_dim) if z.dim() > event_dim else z
-
-
 def likelihood_of(outputs: Tensor, likelihood: Callable[[Tensor], TorchDistribution]) -> TorchDistribution:
     """
     :param outputs: of experts, (*batch, out).
