@@ -134,6 +134,7 @@ REGISTRY.add(
     RuleEntry("Gumbel-softmax", rules.GumbelSoftmax, objectives=(Objective.ROUTER,), **_BALANCING),
     # Used as if it sampled.
     RuleEntry("Switch", rules.Switch, objectives=(Objective.GATED, Objective.OWN), **_BALANCING),
+    RuleEntry("top-2 gates", rules.TopGates, **_BALANCING),
     # The input is mixed into the output where both have the same features.
     RuleEntry("BASE", rules.BASELayer, options=lambda setting: {"carry": setting.same_features}),
     RuleEntry("S-BASE", rules.SinkhornBASE),

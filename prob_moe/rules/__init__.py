@@ -24,6 +24,7 @@ from prob_moe.rules.sparse_mixer import SparseMixer, SparseMixerV2
 from prob_moe.rules.sparsity_constrained import SparsityConstrainedTransport
 from prob_moe.rules.straight_through import StraightThroughRouting
 from prob_moe.rules.switch import Switch
+from prob_moe.rules.top_gates import TopGates
 
 __all__ = [
     "SMEAR",
@@ -50,6 +51,7 @@ __all__ = [
     "SparsityConstrainedTransport",
     "StraightThroughRouting",
     "Switch",
+    "TopGates",
     "load_balancing_loss",
     "top_choices",
     "within_capacity",

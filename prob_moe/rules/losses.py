@@ -10,7 +10,9 @@ from prob_moe.distributions.support import expert_counts
 from prob_moe.padding import blank
 
 
-def load_balancing_loss(logits: Tensor, choices: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+def load_balancing_loss(
+    logits: Tensor, choices: Tensor | None = None, mask: Tensor | None = None, *, counted: Tensor | None = None
+) -> Tensor:
     r"""
     Load-balancing loss :math:`k\sum_j F_j P_j`, with F the shares of the choices and P the mean probabilities: 1 at
     balance. The gradient flows through P only. Fedus et al. (2021), "Switch Transformers", eq. 4.
@@ -23,6 +25,7 @@ def load_balancing_loss(logits: Tensor, choices: Tensor | None = None, mask: Ten
     :param choices: the expert chosen for every datapoint, whether or not it drops it, long (*sample, *batch, n); or
         None for expected shares.
     :param mask: bool, broadcastable to (*batch, n), False for padding, which is not counted.
+    :param counted: which choices are meant, bool as the choices; the others are no load. None for all.
     :returns: (*sample, *batch).
 
     >>> load_balancing_loss(torch.zeros(4, 2), torch.tensor([0, 1, 1, 0]))
@@ -41,7 +44,8 @@ def load_balancing_loss(logits: Tensor, choices: Tensor | None = None, mask: Ten
     if choices is None:
         shares = mean.detach()
     else:
-        shares = expert_counts(choices, present.expand(choices.shape), k).to(wide) / total
+        meant = present.expand(choices.shape) if counted is None else present & counted
+        shares = expert_counts(choices, meant, k).to(wide) / total
     return k * (shares * mean).sum(-1).to(logits.dtype)
 
 

@@ -27,6 +27,7 @@ from prob_moe.rules import (
     SparseMixerV2,
     SparsityConstrainedTransport,
     Switch,
+    TopGates,
 )
 from tests.estimators.replicas import problem
 
@@ -211,7 +212,7 @@ def test_rules_replay_with_present_gates_and_have_no_ratio(rule):
 
 
 def test_rules_of_two_experts_and_of_none():
-    for rule in (lambda: LossFreeBias(K, num_selected=2), SoftMoE):
+    for rule in (lambda: LossFreeBias(K, num_selected=2), TopGates, SoftMoE):
         behaviour = network(rule(), layers=1, capacity_factor=None)
         present, x = copy.deepcopy(behaviour), datapoints(7)
         record = record_of(behaviour, x)
@@ -228,16 +229,23 @@ def test_a_rule_whose_gates_need_its_own_choice_cannot_replay(rule):
         net(x)
 
 
-def test_transport_with_the_softmax_as_its_gate_replays():
-    rule = partial(SparsityConstrainedTransport, gate="softmax")
+@pytest.mark.parametrize(
+    ("rule", "gates"),
+    [
+        (partial(SparsityConstrainedTransport, gate="softmax"), lambda s, z: s.softmax(-1).mT.gather(-2, z)),
+        (TopGates, lambda s, z: s.mT.gather(-2, z).softmax(-2)),
+    ],
+    ids=["transport with the softmax as its gate", "top-2 gates"],
+)
+def test_rules_of_two_experts_replay_with_present_gates(rule, gates):
     behaviour, present, x = network(rule, layers=1), network(rule, layers=1), datapoints(7)
     record = record_of(behaviour, x)
     with replay_routing(record):
         out = present(x)
     value, block = record.layers["blocks.0"].value, present.blocks[0]
-    p = block.router(x).softmax(-1).mT.gather(-2, router_choices(value))
+    gate = gates(block.router(x), router_choices(value))
     outs = block.experts(x, value, capacity=14, num_selected=2)
-    torch.testing.assert_close(out, x + (p.unsqueeze(-1) * outs).sum(0))
+    torch.testing.assert_close(out, x + (gate.unsqueeze(-1) * outs).sum(0))
 
 
 def test_served_experts_can_be_replayed_but_have_no_ratio():

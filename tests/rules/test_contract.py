@@ -27,6 +27,7 @@ from prob_moe.rules import (
     SparseRouting,
     SparsityConstrainedTransport,
     Switch,
+    TopGates,
 )
 from prob_moe.testing import RULE_CLAUSES, ContractError, check_rule
 
@@ -60,6 +61,7 @@ RULES = {
     "SMEAR": Case(SMEAR),
     "SMEAR, shared": Case(lambda: SMEAR(shared=True)),
     "σ-MoE": Case(lambda **capacity: SigmaMoE(expert_dropout=0.2, **capacity)),
+    "top-2 gates": Case(TopGates),
     "sparse transport": Case(lambda **capacity: SparsityConstrainedTransport(num_selected=K, **capacity)),
     "Soft MoE": Case(lambda: SoftMoE(slots_per_expert=2)),
 }

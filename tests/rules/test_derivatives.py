@@ -13,9 +13,24 @@ from prob_moe.distributions import (
 )
 from prob_moe.experts import BatchedExperts
 from prob_moe.numerics import minimum_variance_marginals, solve_assignment
-from prob_moe.rules import BASELayer, DenseMixer, RoutingRule, SinkhornBASE, SparsityConstrainedTransport, Switch
+from prob_moe.rules import (
+    BASELayer,
+    DenseMixer,
+    RoutingRule,
+    SinkhornBASE,
+    SparsityConstrainedTransport,
+    Switch,
+    TopGates,
+)
 
-ROUTERS = [BASELayer(), SinkhornBASE(), DenseMixer(), SparsityConstrainedTransport(regularization=3.0), Switch()]
+ROUTERS = [
+    BASELayer(),
+    SinkhornBASE(),
+    DenseMixer(),
+    SparsityConstrainedTransport(regularization=3.0),
+    Switch(),
+    TopGates(),
+]
 
 
 def logits_of(*shape: int) -> Tensor:

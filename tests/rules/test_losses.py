@@ -33,6 +33,13 @@ def test_load_balancing_broadcasts_over_samples_of_the_choices():
     torch.testing.assert_close(together[3, 1], load_balancing_loss(logits[1][mask[1]], choices[3, 1][mask[1]]))
 
 
+def test_choices_that_are_not_meant_are_no_load():
+    logits = torch.zeros(4, 2, dtype=torch.float64)
+    choices, counted = torch.tensor([0, 0, 1, 1]), torch.tensor([True, False, False, True])
+    # Half of the choices, of k = 2 experts with probability 1/2.
+    torch.testing.assert_close(load_balancing_loss(logits, choices, counted=counted), torch.tensor(0.5).double())
+
+
 def test_load_balancing_counts_beyond_what_bfloat16_can():
     logits = torch.zeros(1001, 2, dtype=torch.bfloat16)
     choices = (torch.arange(1001) < 300).long()
