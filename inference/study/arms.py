@@ -5,20 +5,25 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 
+from torch import nn
+
 from inference.registry import Objective, ProcedureEntry, RuleEntry, RuleSetting
 from inference.registry.builtin import REGISTRY
 from inference.registry.entries import asks_for_identity
 from inference.registry.names import spelling
 from inference.study.learners import (
     ExactGradient,
+    ExactMarginal,
+    ExpectationMaximisation,
     GatedLearner,
+    ImportanceWeighted,
     Learner,
     SampledObjective,
     StraightThroughLearner,
 )
 from inference.study.problems import Problem
-from prob_moe.distributions import IndependentRouting
-from prob_moe.estimators import TraceBalanced_ELBO, TraceMixture_ELBO, TraceRouting_ELBO
+from prob_moe.distributions import AssignmentDistribution, DependentRounding, IndependentRouting
+from prob_moe.estimators import LeaveOneOut, TraceBalanced_ELBO, TraceMixture_ELBO, TraceRouting_ELBO
 
 Elbo = TraceRouting_ELBO | TraceBalanced_ELBO
 
@@ -29,6 +34,7 @@ class Group(StrEnum):
     ROUTER = "router objective, unbiased"
     TWIN = "router objective, biased"
     BALANCED = "balanced objective, unbiased"
+    MARGINAL = "marginal likelihood, all experts"
     MIXTURE = "mixture bound, two experts"
     GATED = "gated objective, biased"
     OWN = "sparse, deterministic"
@@ -61,6 +67,7 @@ def all_arms() -> dict[str, Arm]:
     """:returns: all arms by name, group by group."""
     found = [
         *_of_the_router_objective(),
+        *_of_the_likelihood(),
         *(arm for entry in REGISTRY.procedures.values() for arm in _of_procedure(entry)),
         *(_of_rule(entry) for entry in REGISTRY.rules.values() if "study" in entry.commands),
     ]
@@ -68,8 +75,42 @@ def all_arms() -> dict[str, Arm]:
     return {arm.name: arm for arm in sorted(found, key=lambda arm: order.index(arm.group))}
 
 
-#: what the quick study leaves out: arms that pay for a network, and those that are level with another on two experts
-LONGER = ("rl-r", "gumbel-softmax", "dependent-rounding-unweighted", "independent-mixture-bound", "skip-mixture-bound")
+#: what the quick study leaves out on two lines: what pays for a network, and what is level with another arm there
+LONGER = (
+    "rl-r",
+    "gumbel-softmax",
+    "dependent-rounding-unweighted",
+    "independent-leave-one-out",
+    "independent-pairs",
+    "independent-mixture-bound",
+    "skip-mixture-bound",
+    "dependent-rounding-guided-bound",
+    "iwae",
+)
+
+#: what the pieces of a line compare: objectives, and ways to estimate them
+PIECES = (
+    "exact-gradient",
+    "independent-leave-one-out",
+    "independent-pairs",
+    "exact-marginal",
+    "em",
+    "iwae",
+    "independent-mixture-bound",
+    "skip-mixture-bound",
+    "dependent-rounding-mixture-bound",
+    "dependent-rounding-guided-bound",
+    "switch",
+    "top-2-gates",
+)
+#: and in short
+FEW_PIECES = (
+    "exact-gradient",
+    "independent-leave-one-out",
+    "exact-marginal",
+    "dependent-rounding-mixture-bound",
+    "switch",
+)
 
 
 def core() -> tuple[str, ...]:
@@ -81,11 +122,22 @@ def core() -> tuple[str, ...]:
 _R = "router objective R"
 _B = "balanced objective B of its procedure"
 _M = "mixture bound M of its procedure"
+_GUIDED = "mixture bound M, experts selected by a guide that knows y, trained along (wake-φ)"
 
 
 def _of_the_router_objective() -> Iterator[Arm]:
     yield Arm("exact gradient", Group.ROUTER, _R, _exact)
     yield Arm("RL-R", Group.ROUTER, _R, _learned_baseline)
+    yield Arm("independent, leave-one-out", Group.ROUTER, _R, _two_particles)
+    yield Arm("independent, pairs", Group.ROUTER, _R, _pairs)
+
+
+def _of_the_likelihood() -> Iterator[Arm]:
+    log_likelihood = "log-likelihood of the mixture"
+    yield Arm("exact marginal", Group.MARGINAL, log_likelihood, lambda p: ExactMarginal(p.mixture, p.load_balancing))
+    yield Arm("EM", Group.MARGINAL, log_likelihood, lambda p: ExpectationMaximisation(p.mixture, p.load_balancing))
+    iwae = "importance-weighted bound, two independent experts"
+    yield Arm("IWAE", Group.MIXTURE, iwae, lambda p: ImportanceWeighted(p.mixture, p.load_balancing))
 
 
 def _exact(problem: Problem) -> Learner:
@@ -96,6 +148,16 @@ def _learned_baseline(problem: Problem) -> Learner:
     problem.mixture.baseline = problem.cost_baseline()
     elbo = TraceRouting_ELBO()
     return SampledObjective(problem.mixture, IndependentRouting, elbo, problem.load_balancing)
+
+
+def _two_particles(problem: Problem) -> Learner:
+    problem.mixture.baseline = LeaveOneOut()
+    elbo = TraceRouting_ELBO(num_particles=2, vectorize_particles=True, max_plate_nesting=problem.train[1].dim())
+    return SampledObjective(problem.mixture, IndependentRouting, elbo, problem.load_balancing)
+
+
+def _pairs(problem: Problem) -> Learner:
+    return _of_two(problem, IndependentRouting, TraceRouting_ELBO())
 
 
 def _of_procedure(entry: ProcedureEntry) -> Iterator[Arm]:
@@ -112,12 +174,24 @@ def _of_procedure(entry: ProcedureEntry) -> Iterator[Arm]:
     if entry.takes_several:
         build = partial(_mixture_bound, entry=entry)
         yield Arm(f"{entry.label}, mixture bound", Group.MIXTURE, _M, build, entry.origin)
+        if entry.make is DependentRounding:
+            guided = partial(_mixture_bound, entry=entry, guided=True)
+            yield Arm(f"{entry.label}, guided bound", Group.MIXTURE, _GUIDED, guided, entry.origin)
 
 
-def _mixture_bound(problem: Problem, entry: ProcedureEntry) -> Learner:
+def _mixture_bound(problem: Problem, entry: ProcedureEntry, guided: bool = False) -> Learner:
+    return _of_two(problem, entry.make, TraceMixture_ELBO(), problem.posterior() if guided else None)
+
+
+def _of_two(
+    problem: Problem,
+    assignment: Callable[..., AssignmentDistribution],
+    elbo: TraceRouting_ELBO | TraceMixture_ELBO,
+    posterior: nn.Module | None = None,
+) -> Learner:
     problem.mixture.num_selected = 2
-    problem.mixture.baseline = None  # there is no score function
-    return SampledObjective(problem.mixture, entry.make, TraceMixture_ELBO(), problem.load_balancing)
+    problem.mixture.baseline = None  # neither needs one
+    return SampledObjective(problem.mixture, assignment, elbo, problem.load_balancing, posterior)
 
 
 def _sampled(problem: Problem, entry: ProcedureEntry, elbo: Callable[[], Elbo]) -> Learner:

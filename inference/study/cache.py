@@ -12,7 +12,7 @@ from inference.study.arms import all_arms
 from inference.study.settings import Run
 
 #: raised whenever the same settings give other results, so that older files are not read
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class Record:
         where the true process is known, truth (its NLL).
     :param seconds: CPU time.
     :param curve: quartiles over seeds of the held-out NLL by step: step, low, median, high.
-    :param picture: of the first seed, for the toy: x, lines of the experts, router probabilities, served output.
+    :param picture: of the first seed, where x is a number: x, true means, lines of the experts, router probabilities,
+        served output.
     :param stopped_at: the step before which loss and gradients were finite for the last time, if training stopped.
     """
 

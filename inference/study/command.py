@@ -31,6 +31,7 @@ class Size(StrEnum):
     """How much to run."""
 
     NONE = "none"
+    PIECES = "pieces"
     REDUCED = "reduced"
     FULL = "full"
 
@@ -38,10 +39,15 @@ class Size(StrEnum):
 def study(
     grid: Annotated[
         Size,
-        typer.Option(help="none: core arms, one setting; reduced: all, small, < 10 minutes; full: hours."),
+        typer.Option(
+            help="none: core arms, one setting; pieces: objectives on pieces of a line; reduced: all arms, small, "
+            "< 10 minutes; full: hours."
+        ),
     ] = Size.NONE,
-    arm: Annotated[list[str] | None, typer.Option(help="Only this arm; may be repeated.")] = None,
-    learning_rate: Annotated[list[float] | None, typer.Option(help="Of Adam, on the toy; may be repeated.")] = None,
+    arm: Annotated[list[str] | None, typer.Option(help="Only this arm, on every task; may be repeated.")] = None,
+    learning_rate: Annotated[
+        list[float] | None, typer.Option(help="Of Adam, on lines and pieces; may be repeated.")
+    ] = None,
     load_balancing: Annotated[
         list[float] | None, typer.Option(help="Weight of the load-balancing loss; may be repeated.")
     ] = None,
@@ -49,12 +55,17 @@ def study(
         list[float] | None, typer.Option(help="Where the lines of the toy change, in (0, 1); may be repeated.")
     ] = None,
     num_seeds: Annotated[
-        int | None, typer.Option(help="Data sets and starts of the toy, trained side by side.")
+        int | None, typer.Option(help="Data sets and starts of lines and pieces, trained side by side.")
     ] = None,
-    num_steps: Annotated[int | None, typer.Option(help="Steps of Adam on the toy.")] = None,
-    capacity_factor: Annotated[float | None, typer.Option(help="Capacity is ceil(factor * n / k), on the toy.")] = None,
+    num_steps: Annotated[int | None, typer.Option(help="Steps of Adam on lines and pieces.")] = None,
+    capacity_factor: Annotated[
+        float | None, typer.Option(help="Capacity is ceil(factor * n m / k), on lines and pieces.")
+    ] = None,
+    pieces: Annotated[
+        list[int] | None, typer.Option(help="Pieces of a line, as many as experts; may be repeated; 0 for none.")
+    ] = None,
     digits_seeds: Annotated[int | None, typer.Option(help="Seeds of the digits; 0 leaves them out.")] = None,
-    seed: Annotated[int, typer.Option(help="First seed of the toy's data, parameters and draws.")] = 0,
+    seed: Annotated[int, typer.Option(help="First seed of data, parameters and draws.")] = 0,
     jobs: Annotated[int, typer.Option(help="Processes; -1 for one a core.")] = -1,
     scheduler: Annotated[
         str | None, typer.Option(help="Address of a Dask scheduler whose workers train, tcp://host:port.")
@@ -79,6 +90,10 @@ def study(
         "breaks": break_at,
         "num_seeds": num_seeds,
         "num_steps": num_steps,
+        "pieces": None if pieces is None else [number for number in pieces if number],
+        "pieces_learning_rates": learning_rate,
+        "pieces_seeds": num_seeds,
+        "pieces_steps": num_steps,
         "capacity_factor": capacity_factor,
         "digits_seeds": digits_seeds,
         "seed": seed,
@@ -127,7 +142,7 @@ def _write(runs: list[Run], done: list[Record], grid: Grid, out: Path) -> dict[s
     """:returns: the tables by name, as they were written; that of the seeds is in its file alone."""
     # Drawing is slow to import; --help need not wait for it.
     from inference.plots import save
-    from inference.study import curve_plots, report, summary_plots
+    from inference.study import curve_plots, pieces_plots, report, summary_plots
 
     seeds = seed_table(runs, done)
     tables = {"arms": by_arm(seeds), "contrasts": contrasts(seeds), "settings": by_setting(seeds)}
@@ -135,11 +150,16 @@ def _write(runs: list[Run], done: list[Record], grid: Grid, out: Path) -> dict[s
         table.to_csv(out / f"{name}.csv", index=False, float_format="%.6g")
     (out / "report.md").write_text(report.report(tables["arms"], tables["contrasts"], grid), encoding="utf-8")
     save(summary_plots.summary(tables["arms"]), out / "summary.png")
-    if len(tables["contrasts"]):
-        save(summary_plots.claims(tables["contrasts"]), out / "claims.png")
-    else:
-        # That of an earlier study would be taken for this one's.
-        (out / "claims.png").unlink(missing_ok=True)
+    maybe = {
+        "claims": summary_plots.claims(tables["contrasts"]) if len(tables["contrasts"]) else None,
+        "pieces": pieces_plots.solved_pieces(tables["settings"]),
+    }
+    for name, figure in maybe.items():
+        if figure is None:
+            # That of an earlier study would be taken for this one's.
+            (out / f"{name}.png").unlink(missing_ok=True)
+        else:
+            save(figure, out / f"{name}.png")
     save(summary_plots.robustness(tables["settings"]), out / "robustness.png")
     save(curve_plots.learning_curves(runs, done), out / "curves.png")
     save(curve_plots.fits(runs, done), out / "fits.png")
@@ -154,8 +174,9 @@ def _print(tables: dict[str, pd.DataFrame], grid: Grid, out: Path) -> None:
             console.print(arm_table(arms, task, view, grid.describe(task)))
             if task in set(differences.get("task", [])):
                 console.print(contrast_table(differences, task, view))
-    claims = "claims.png, " if len(differences) else ""
-    console.print(
-        f"written to {out}: seeds.csv, settings.csv, arms.csv, contrasts.csv; report.md; summary.png, {claims}"
-        "robustness.png, curves.png, fits.png"
-    )
+    console.print(f"written to {out}: seeds.csv, settings.csv, arms.csv, contrasts.csv; report.md; {_pictures(out)}")
+
+
+def _pictures(out: Path) -> str:
+    names = ("pieces", "summary", "claims", "robustness", "curves", "fits")
+    return ", ".join(f"{name}.png" for name in names if (out / f"{name}.png").exists())

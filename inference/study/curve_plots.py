@@ -1,10 +1,9 @@
-"""Pictures of single runs on the toy: learning curves and fits."""
+"""Pictures of single runs on a task in one dimension: learning curves and fits."""
 
 import math
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -13,9 +12,9 @@ from inference.plots import plt
 from inference.registry.builtin import label
 from inference.study.arms import Group, all_arms
 from inference.study.cache import Record
-from inference.study.settings import Run, ToyRun
+from inference.study.settings import Run, StackedRun
 from inference.study.statistics import SOLVED_WITHIN
-from models.piecewise import NOISE, piecewise_mean
+from models.piecewise import NOISE
 
 #: NLL of the true process in expectation, the entropy of its noise, nats per datapoint
 TRUTH = 0.5 * math.log(2 * math.pi * math.e * NOISE**2)
@@ -23,12 +22,12 @@ REFERENCE = "exact-gradient"
 COLUMNS = 5
 
 
-def shown(runs: Sequence[Run], records: Sequence[Record]) -> list[tuple[ToyRun, Record]]:
-    """The toy runs at the setting of the first one, a run an arm."""
-    toys = [(run, record) for run, record in zip(runs, records) if isinstance(run, ToyRun)]
-    first = toys[0][0]
-    same = ("learning_rate", "load_balancing", "break_at")
-    return [(run, record) for run, record in toys if all(getattr(run, n) == getattr(first, n) for n in same)]
+def shown(runs: Sequence[Run], records: Sequence[Record]) -> list[tuple[StackedRun, Record]]:
+    """The runs in one dimension at the setting of the first one, a run an arm."""
+    stacked = [(run, record) for run, record in zip(runs, records) if isinstance(run, StackedRun)]
+    first = stacked[0][0]
+    same = ("label", "learning_rate", "load_balancing")
+    return [(run, record) for run, record in stacked if all(getattr(run, n) == getattr(first, n) for n in same)]
 
 
 def learning_curves(runs: Sequence[Run], records: Sequence[Record]) -> Figure:
@@ -80,22 +79,23 @@ def fits(runs: Sequence[Run], records: Sequence[Record]) -> Figure:
         axis.set_ylabel("y")
     handles = [
         Line2D([], [], linestyle="--", color="black", label="true means"),
-        *(Line2D([], [], linewidth=4, color=f"C{j}", label=f"expert {j} (width: probability)") for j in (0, 1)),
+        Line2D([], [], linewidth=4, color="C0", label="experts (width: probability)"),
         Line2D([], [], color="0.5", linewidth=1, label="as served"),
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 
-def _fit(axis: Axes, run: ToyRun, record: Record) -> None:
+def _fit(axis: Axes, run: StackedRun, record: Record) -> None:
     picture = {name: np.asarray(values) for name, values in record.picture.items()}
     x = picture["x"]
     for color, (line, probability) in enumerate(zip(picture["lines"], picture["probabilities"])):
         # Where the router never goes, an expert's line means nothing: it fades.
         axis.scatter(x, line, s=12 * probability, color=f"C{color}", linewidths=0)
     axis.plot(x, picture["served"], color="0.5", linewidth=1)
-    axis.plot(x, piecewise_mean(torch.as_tensor(x), run.break_at), color="black", linewidth=0.8, linestyle="--")
+    mean = picture["mean"]
+    axis.plot(x, mean, color="black", linewidth=0.8, linestyle="--")
     metrics = record.metrics
     solved = np.mean(np.array(metrics["nll"]) <= np.array(metrics["truth"]) + SOLVED_WITHIN)
-    axis.set(ylim=(-0.8, 1.6))
+    axis.set(ylim=(mean.min() - 0.6, mean.max() + 0.6))
     axis.set_title(f"{label(run.arm)}\n{100 * solved:.0f} % of seeds solved", fontsize=8)

@@ -3,18 +3,24 @@
 from dataclasses import dataclass
 from itertools import product
 
-from inference.study.arms import all_arms, core
-from inference.study.settings import DigitsRun, Run, ToyRun
+from inference.study.arms import FEW_PIECES, PIECES, all_arms, core
+from inference.study.settings import DigitsRun, PiecesRun, Run, ToyRun
+
+#: steps of Adam for every piece of a line
+STEPS_PER_PIECE = 375
 
 
 @dataclass(frozen=True)
 class Grid:
     """
-    The runs of a study: every arm at every combination of settings, the same for all.
+    The runs of a study: on every task every arm at every combination of settings, the same for all.
 
     :param arms: their names; None for the quick study's, and with ``every_arm`` for all.
-    :param breaks: of the toy task.
+    :param breaks: of the two lines, none to leave them out.
     :param digits_seeds: seeds of the digits, 0 to leave them out.
+    :param pieces: numbers of pieces of a line, none to leave them out.
+    :param pieces_arms: arms there, where ``arms`` names none.
+    :param pieces_steps: None for :data:`STEPS_PER_PIECE`.
     """
 
     arms: tuple[str, ...] | None = None
@@ -31,53 +37,87 @@ class Grid:
     digits_load_balancing: tuple[float, ...] = (0.0,)
     digits_epochs: int = 40
     digits_capacity_factor: float = 1.25
+    pieces: tuple[int, ...] = ()
+    pieces_arms: tuple[str, ...] = PIECES
+    pieces_learning_rates: tuple[float, ...] = (0.03,)
+    pieces_seeds: int = 64
+    pieces_steps: int | None = None
 
     def describe(self, task: str) -> str:
         """The settings that all arms share, in words, for the title of a task's table."""
-        digits = task == DigitsRun.task
-        rates = self.digits_learning_rates if digits else self.learning_rates
-        weights = self.digits_load_balancing if digits else self.load_balancing
-        length = f"{self.digits_epochs} epochs" if digits else f"{self.num_steps} steps"
+        rates, weights = self._settings(task)
+        if task == DigitsRun.task:
+            seeds, length, factor = self.digits_seeds, f"{self.digits_epochs} epochs", self.digits_capacity_factor
+        elif task.endswith(PiecesRun.noun):
+            steps = f"{STEPS_PER_PIECE} steps per piece" if self.pieces_steps is None else f"{self.pieces_steps} steps"
+            seeds, length, factor = self.pieces_seeds, steps, self.capacity_factor
+        else:
+            seeds, length, factor = self.num_seeds, f"{self.num_steps} steps", self.capacity_factor
         return (
             f"learning rates {_listed(rates)}; load-balancing weights {_listed(weights)}; "
-            f"{self.digits_seeds if digits else self.num_seeds} seeds; {length} of Adam; "
-            f"capacity factor {self.digits_capacity_factor if digits else self.capacity_factor:g}"
+            f"{seeds} seeds; {length} of Adam; capacity factor {factor:g}"
         )
 
     def num_settings(self, task: str) -> int:
         """Combinations of learning rate and load balancing that every arm runs on a task."""
+        rates, weights = self._settings(task)
+        return len(rates) * len(weights)
+
+    def _settings(self, task: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
         if task == DigitsRun.task:
-            return len(self.digits_learning_rates) * len(self.digits_load_balancing)
-        return len(self.learning_rates) * len(self.load_balancing)
+            return self.digits_learning_rates, self.digits_load_balancing
+        if task.endswith(PiecesRun.noun):
+            return self.pieces_learning_rates, (0.0,)
+        return self.learning_rates, self.load_balancing
 
     def runs(self) -> list[Run]:
         """:returns: the runs, setting by setting, so that an unfinished study compares all arms at some settings."""
         known = all_arms()
-        chosen = self.arms if self.arms is not None else known if self.every_arm else core()
+        arms = self._chosen(tuple(known) if self.every_arm else core())
+        pieces = product(self.pieces, self.pieces_learning_rates, self._chosen(self.pieces_arms))
+        lines = product(self.learning_rates, self.load_balancing, self.breaks, arms)
+        digits = product(self.digits_learning_rates, self.digits_load_balancing, range(self.digits_seeds), arms)
+        return [
+            *(
+                PiecesRun(
+                    arm,
+                    rate,
+                    0.0,
+                    self.capacity_factor,
+                    self.seed,
+                    num_pieces=num_pieces,
+                    num_seeds=self.pieces_seeds,
+                    num_steps=STEPS_PER_PIECE * num_pieces if self.pieces_steps is None else self.pieces_steps,
+                )
+                for num_pieces, rate, arm in pieces
+            ),
+            *(
+                ToyRun(
+                    arm,
+                    rate,
+                    weight,
+                    self.capacity_factor,
+                    self.seed,
+                    break_at=break_at,
+                    num_seeds=self.num_seeds,
+                    num_steps=self.num_steps,
+                )
+                for rate, weight, break_at, arm in lines
+            ),
+            *(
+                DigitsRun(arm, rate, weight, self.digits_capacity_factor, seed, num_epochs=self.digits_epochs)
+                for rate, weight, seed, arm in digits
+            ),
+        ]
+
+    def _chosen(self, default: tuple[str, ...]) -> list[str]:
+        """The arms that were asked for, or else the default ones, in the order of tables."""
+        known = all_arms()
+        chosen = default if self.arms is None else self.arms
         unknown = sorted(set(chosen) - set(known))
         if unknown:
             raise ValueError(f"unknown arms {unknown}; known are {', '.join(known)}")
-        arms = [arm for arm in known if arm in chosen]
-        runs: list[Run] = [
-            ToyRun(
-                arm,
-                rate,
-                weight,
-                self.capacity_factor,
-                self.seed,
-                break_at=break_at,
-                num_seeds=self.num_seeds,
-                num_steps=self.num_steps,
-            )
-            for rate, weight, break_at, arm in product(self.learning_rates, self.load_balancing, self.breaks, arms)
-        ]
-        runs += [
-            DigitsRun(arm, rate, weight, self.digits_capacity_factor, seed, num_epochs=self.digits_epochs)
-            for rate, weight, seed, arm in product(
-                self.digits_learning_rates, self.digits_load_balancing, range(self.digits_seeds), arms
-            )
-        ]
-        return runs
+        return [arm for arm in known if arm in chosen]
 
 
 def _listed(values: tuple[float, ...]) -> str:
@@ -85,7 +125,8 @@ def _listed(values: tuple[float, ...]) -> str:
 
 
 GRIDS: dict[str, Grid] = {
-    "none": Grid(),
+    "none": Grid(pieces=(4,), pieces_arms=FEW_PIECES, pieces_seeds=16),
+    "pieces": Grid(breaks=(), pieces=(2, 4, 8), pieces_learning_rates=(0.03, 0.01, 0.1)),
     "reduced": Grid(
         every_arm=True,
         learning_rates=(0.1, 0.3),

@@ -1,11 +1,14 @@
 """A model together with the loss that an arm trains it on."""
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 
 import pyro
+import torch
 from torch import Tensor, nn
+from torch.distributions import Categorical
 
 from prob_moe.distributions import AssignmentDistribution
 from prob_moe.estimators import TraceBalanced_ELBO, TraceMixture_ELBO, TraceRouting_ELBO
@@ -74,11 +77,17 @@ class MixtureLearner(Learner):
 
     def sampled(self, x: Tensor, y: Tensor) -> None:
         """The mixture as a Pyro model, in a plate of models, in units per datapoint."""
+        with self.plates(y):
+            self.mixture(x, y)
+
+    @contextmanager
+    def plates(self, y: Tensor) -> Iterator[None]:
+        """Plates for the dimensions of a stack, and a scale for units per datapoint."""
         with ExitStack() as stack:
             for dim, size in enumerate(reversed(y.shape[:-1]), start=2):
                 stack.enter_context(pyro.plate(f"models {dim}", size, dim=-dim))
             stack.enter_context(pyro.poutine.scale(scale=1 / y.shape[-1]))
-            self.mixture(x, y)
+            yield
 
 
 class ExactGradient(MixtureLearner):
@@ -95,6 +104,7 @@ class SampledObjective(MixtureLearner):
     :param elbo: :class:`~prob_moe.estimators.TraceRouting_ELBO` for the router objective through importance weights
         (without them, its biased twin), :class:`~prob_moe.estimators.TraceBalanced_ELBO` for the balanced one,
         :class:`~prob_moe.estimators.TraceMixture_ELBO` for the bound of a mixture with ``num_selected``.
+    :param posterior: a network (x, y) -> logits (*batch, n, k) for a guide that draws the experts; None: the router's.
     """
 
     def __init__(
@@ -103,13 +113,78 @@ class SampledObjective(MixtureLearner):
         assignment: Callable[..., AssignmentDistribution],
         elbo: TraceRouting_ELBO | TraceBalanced_ELBO | TraceMixture_ELBO,
         load_balancing: float = 0.0,
+        posterior: nn.Module | None = None,
     ) -> None:
         super().__init__(mixture, load_balancing)
         mixture.assignment = assignment
         self.elbo = elbo
+        self.posterior = posterior
 
     def minus_objective(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.elbo.differentiable_loss(self.sampled, None, x, y)
+        return self.elbo.differentiable_loss(self.sampled, None if self.posterior is None else self.guide, x, y)
+
+    def guide(self, x: Tensor, y: Tensor) -> None:
+        """Draws the experts by the mixture's procedure, from logits that know y."""
+        assert self.posterior is not None
+        with self.plates(y):
+            self.mixture.site("assignment", x, self.posterior(x, y))
+
+
+class ExactMarginal(MixtureLearner):
+    """The mixture's own likelihood, from every expert on every datapoint."""
+
+    def minus_objective(self, x: Tensor, y: Tensor) -> Tensor:
+        return -self.mixture.marginal_log_likelihood(x, y).mean(-1).sum()
+
+
+class ExpectationMaximisation(MixtureLearner):
+    """
+    The mixture's own likelihood by expectation and maximisation (Jordan & Jacobs 1994): responsibilities are held for
+    some steps on the expected complete log-likelihood, or for as long as a minibatch lasts.
+
+    :param hold: steps.
+    """
+
+    def __init__(self, mixture: MixtureOfExperts, load_balancing: float = 0.0, hold: int = 10) -> None:
+        super().__init__(mixture, load_balancing)
+        self.hold = hold
+        self.num_steps = 0
+        self.held: tuple[Tensor, Tensor] | None = None
+
+    def minus_objective(self, x: Tensor, y: Tensor) -> Tensor:
+        if self.held is None or self.held[0] is not x or self.num_steps % self.hold == 0:
+            self.held = x, self.mixture.responsibilities(x, y).detach()
+        self.num_steps += 1
+        log_p = self.mixture.router(x).log_softmax(-1)
+        complete = self.held[1] * (log_p + self.mixture.log_likelihoods(x, y))
+        return -complete.sum(-1).mean(-1).sum()
+
+
+class ImportanceWeighted(MixtureLearner):
+    """
+    The bound of some experts drawn independently (IWAE, Burda et al. 2016), with its score function and the others'
+    bound as baseline (VIMCO, Mnih & Rezende 2016). No capacity.
+
+    :param num_samples: experts of every datapoint, which may coincide.
+    """
+
+    def __init__(self, mixture: MixtureOfExperts, load_balancing: float = 0.0, num_samples: int = 2) -> None:
+        super().__init__(mixture, load_balancing)
+        self.num_samples = num_samples
+
+    def minus_objective(self, x: Tensor, y: Tensor) -> Tensor:
+        log_p = self.mixture.router(x).log_softmax(-1)
+        drawn = Categorical(logits=log_p.detach()).sample((self.num_samples,)).movedim(0, -1)
+        f = self.mixture.log_likelihoods(x, y).gather(-1, drawn)
+        bound = f.logsumexp(-1) - math.log(self.num_samples)
+        # The bound with one sample replaced by the geometric mean of the others.
+        held = f.detach()
+        others = (held.sum(-1, keepdim=True) - held) / (self.num_samples - 1)
+        each = torch.eye(self.num_samples, dtype=torch.bool, device=x.device)
+        replaced = torch.where(each, others.unsqueeze(-1), held.unsqueeze(-2)).logsumexp(-1)
+        signal = bound.detach().unsqueeze(-1) - (replaced - math.log(self.num_samples))
+        score = (signal * log_p.gather(-1, drawn)).sum(-1)
+        return -(bound + score - score.detach()).mean(-1).sum()
 
 
 class GatedLearner(Learner):

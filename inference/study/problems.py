@@ -2,13 +2,24 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import pyro
+import torch
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
-from inference.study.settings import DigitsRun, ToyRun
-from models.digits import NUM_PIXELS, CostBaseline, digits_data, digits_mixture
-from models.piecewise import StackedCostBaseline, piecewise_data, piecewise_mixture, piecewise_nll
+from inference.study.settings import DigitsRun, PiecesRun, StackedRun, ToyRun
+from models.digits import NUM_CLASSES, NUM_PIXELS, CostBaseline, digits_data, digits_mixture
+from models.pieces import PosteriorNetwork, draw_pieces, pieces_mixture, stacked_network
+from models.piecewise import (
+    StackedCostBaseline,
+    piecewise_data,
+    piecewise_mean,
+    piecewise_mixture,
+    piecewise_nll,
+)
 from prob_moe.distributions import IndependentRouting
 from prob_moe.mixture import MixtureOfExperts
 
@@ -26,9 +37,13 @@ class Problem:
     :param mixture: untrained, with a decaying-average baseline.
     :param load_balancing: weight of the load-balancing loss.
     :param cost_baseline: makes a network that predicts a datapoint's cost, (*batch, n, d) -> (*batch, n).
+    :param posterior: makes a network for a guide that knows y, from (*batch, n, d) and (*batch, n) to logits
+        (*batch, n, k).
     :param identity: what hash routing knows of a datapoint, (*batch, n, d) -> long (*batch, n).
     :param error: of served outputs, (*batch, n, out) and (*batch, n) -> (*batch).
     :param truth: NLL of the true process on the test data, nats per datapoint, (*batch); None where nobody knows it.
+    :param grid: what a picture of a stack's first model shows: some x (*batch, 100, 1) and the true means there
+        (*batch, 100); None where x has more dimensions.
     """
 
     train: Labelled
@@ -36,9 +51,11 @@ class Problem:
     mixture: MixtureOfExperts
     load_balancing: float
     cost_baseline: Callable[[], nn.Module]
+    posterior: Callable[[], nn.Module]
     identity: Callable[[Tensor], Tensor]
     error: Callable[[Tensor, Tensor], Tensor]
     truth: Tensor | None = None
+    grid: Labelled | None = None
 
 
 def toy_problem(run: ToyRun) -> Problem:
@@ -53,11 +70,43 @@ def toy_problem(run: ToyRun) -> Problem:
         test,
         mixture,
         run.load_balancing,
-        cost_baseline=lambda: StackedCostBaseline(stack),
-        identity=tenth,
-        error=root_mean_square,
         truth=piecewise_nll(test, run.break_at),
+        **_stacked(run, 2, partial(piecewise_mean, break_at=run.break_at)),
     )
+
+
+def pieces_problem(run: PiecesRun) -> Problem:
+    """All seeds, stacked, each with a line, data and a start of its own: the same for every arm and setting."""
+    pyro.set_rng_seed(run.seed)
+    stack = (run.num_seeds,)
+    pieces = draw_pieces(stack, run.num_pieces)
+    train, test = pieces.data(run.num_datapoints), pieces.data(NUM_TEST)
+    mixture = pieces_mixture(IndependentRouting, run.num_pieces, stack, run.capacity_factor)
+    return Problem(
+        train,
+        test,
+        mixture,
+        run.load_balancing,
+        truth=pieces.nll(test),
+        **_stacked(run, run.num_pieces, pieces.mean),
+    )
+
+
+#: of 100 parts of (0, 1)
+MIDDLES = (torch.arange(100) + 0.5) / 100
+
+
+def _stacked(run: StackedRun, num_experts: int, mean: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+    """What the tasks with x in (0, 1) and a Gaussian y have in common."""
+    stack = (run.num_seeds,)
+    x = MIDDLES.expand(*stack, -1)
+    return {
+        "cost_baseline": lambda: StackedCostBaseline(stack),
+        "posterior": lambda: PosteriorNetwork(stacked_network(stack, 2, num_experts), lambda y: y.unsqueeze(-1)),
+        "identity": tenth,
+        "error": root_mean_square,
+        "grid": (x.unsqueeze(-1), mean(x)),
+    }
 
 
 def digits_problem(run: DigitsRun) -> Problem:
@@ -76,6 +125,9 @@ def digits_problem(run: DigitsRun) -> Problem:
         mixture,
         run.load_balancing,
         cost_baseline=lambda: CostBaseline(NUM_PIXELS),
+        posterior=lambda: PosteriorNetwork(
+            nn.Linear(NUM_PIXELS + NUM_CLASSES, mixture.experts.num_experts), lambda y: one_hot(y, NUM_CLASSES)
+        ),
         identity=brightness,
         error=misclassified,
     )

@@ -43,9 +43,18 @@ class Run:
 
 
 @dataclass(frozen=True)
-class ToyRun(Run):
+class StackedRun(Run):
+    """A task in one dimension whose true process is known; all seeds are trained side by side in one stacked model."""
+
+    num_seeds: int = 100
+    num_steps: int = 2000
+    num_datapoints: int = 100
+
+
+@dataclass(frozen=True)
+class ToyRun(StackedRun):
     """
-    The two lines; all seeds are trained side by side in one stacked model.
+    The two lines.
 
     :param break_at: where the lines change; away from 1/2 the experts' shares are unbalanced.
     """
@@ -53,9 +62,6 @@ class ToyRun(Run):
     task = "lines"
 
     break_at: float = 0.5
-    num_seeds: int = 100
-    num_steps: int = 2000
-    num_datapoints: int = 100
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -65,6 +71,30 @@ class ToyRun(Run):
     @property
     def label(self) -> str:
         return f"lines, break at {self.break_at:g}"
+
+
+@dataclass(frozen=True)
+class PiecesRun(StackedRun):
+    """
+    Straight pieces of a line, as many as experts.
+
+    :param num_pieces: k.
+    """
+
+    task = "pieces"
+
+    noun: ClassVar[str] = "pieces of a line"
+
+    num_pieces: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_pieces < 2:
+            raise ValueError(f"num_pieces must be at least 2, got {self.num_pieces!r}")
+
+    @property
+    def label(self) -> str:
+        return f"{self.num_pieces} {self.noun}"
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """Pictures of a study's tables: every arm with its intervals, and how it depends on its settings."""
 
+from collections.abc import Iterable
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -38,12 +40,11 @@ def summary(arms: pd.DataFrame) -> Figure:
         layout="constrained",
     )
     for axis, (task, measure, table) in zip(axes[0], panels):
-        _panel(axis, table, measure, names, above=TRUTH if task.startswith("lines") and measure == "nll" else None)
+        _panel(axis, table, measure, names, above=TRUTH if first == "solved" and measure == "nll" else None)
         axis.set_title(task.replace(", ", ",\n"), fontsize=9)
     axes[0, 0].set_yticks(range(len(names)), list(map(label, names)))
     axes[0, 0].set_ylim(len(names) - 0.5, -0.5)
-    groups = [group for group in COLORS if group in set(arms.group)]
-    handles = [Line2D([], [], linestyle="", marker="s", color=COLORS[group], label=group) for group in groups]
+    handles = group_handles(arms.group)
     handles += [
         Line2D([], [], linestyle="", marker="o", color="0.3", markerfacecolor=face, label=view)
         for view, face in zip(VIEWS, ("0.3", "white"))
@@ -51,6 +52,16 @@ def summary(arms: pd.DataFrame) -> Figure:
     columns = min(3, len(panels))
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
     return figure
+
+
+def group_handles(groups: Iterable[str]) -> list[Line2D]:
+    """For a legend: the colours of the groups that occur."""
+    there = set(groups)
+    return [
+        Line2D([], [], linestyle="", marker="s", color=color, label=group)
+        for group, color in COLORS.items()
+        if group in there
+    ]
 
 
 def _panel(axis: Axes, table: pd.DataFrame, measure: str, names: list[str], above: float | None) -> None:
@@ -120,7 +131,7 @@ def claims(contrasts: pd.DataFrame) -> Figure:
 
 def robustness(settings: pd.DataFrame) -> Figure:
     """
-    Solved fraction of the toy over the grid: one panel per arm, one heat map learning rate x load balancing per break.
+    Solved fraction over the grid: one panel per arm, one heat map learning rate x load balancing per task.
 
     :param settings: the table of :func:`~inference.study.statistics.by_setting`.
     """

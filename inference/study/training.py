@@ -11,8 +11,8 @@ from torch import Tensor
 from inference.study.arms import all_arms
 from inference.study.cache import Record
 from inference.study.learners import Learner
-from inference.study.problems import Labelled, Problem, digits_problem, toy_problem
-from inference.study.settings import DigitsRun, Run, ToyRun
+from inference.study.problems import Labelled, Problem, digits_problem, pieces_problem, toy_problem
+from inference.study.settings import DigitsRun, PiecesRun, Run, StackedRun, ToyRun
 from inference.training.batches import Minibatches
 from inference.training.trainer import NonFiniteLossError, steps
 
@@ -26,14 +26,15 @@ def train(run: Run) -> Record:
     # The tensors are too small to share between threads, and other runs want the other cores.
     torch.set_num_threads(1)
     if isinstance(run, ToyRun):
-        return _train_toy(run)
+        return _train_stacked(run, toy_problem(run))
+    if isinstance(run, PiecesRun):
+        return _train_stacked(run, pieces_problem(run))
     if isinstance(run, DigitsRun):
         return _train_digits(run)
     raise NotImplementedError(f"no problem is known for {type(run).__name__}")
 
 
-def _train_toy(run: ToyRun) -> Record:
-    problem = toy_problem(run)
+def _train_stacked(run: StackedRun, problem: Problem) -> Record:
     # All arms draw from the same state on.
     pyro.set_rng_seed(run.seed)
     learner = all_arms()[run.arm].build(problem)
@@ -67,7 +68,7 @@ def _fit(run: Run, problem: Problem, learner: Learner, loss: Callable[[], Tensor
         _metrics(learner, problem),
         time.process_time() - start,
         curve,
-        _picture(learner) if isinstance(run, ToyRun) else {},
+        {} if problem.grid is None else _picture(learner, *problem.grid),
         stopped_at,
     )
 
@@ -88,19 +89,17 @@ def _metrics(learner: Learner, problem: Problem) -> dict[str, list[float]]:
 
 
 @torch.no_grad()
-def _picture(learner: Learner) -> dict[str, list[Any]]:
-    """The first model of a stack on a grid of x in (0, 1)."""
-    grid = (torch.arange(100) + 0.5) / 100
+def _picture(learner: Learner, x: Tensor, mean: Tensor) -> dict[str, list[Any]]:
+    """The first model of a stack at some x, (stack, n, 1)."""
     mixture = learner.mixture
-    stack = mixture.experts.batch_shape
-    x = grid.unsqueeze(-1).expand(*stack, -1, 1)
     drawn = {
-        "x": grid,
-        "lines": mixture.experts.dense(x)[..., 0].reshape(-1, 100, mixture.experts.num_experts)[0].mT,
-        "probabilities": mixture.router(x).softmax(-1).reshape(-1, 100, mixture.experts.num_experts)[0].mT,
-        "served": learner.serve(x)[..., 0].reshape(-1, 100)[0],
+        "x": x[0, :, 0],
+        "mean": mean[0],
+        "lines": mixture.experts.dense(x)[0, ..., 0].mT,
+        "probabilities": mixture.router(x).softmax(-1)[0].mT,
+        "served": learner.serve(x)[0, :, 0],
     }
-    return {name: torch.as_tensor(values).double().round(decimals=4).tolist() for name, values in drawn.items()}
+    return {name: values.double().round(decimals=4).tolist() for name, values in drawn.items()}
 
 
 def _short(value: float) -> float:

@@ -1,12 +1,13 @@
 """Every arm trains, towards the objective that it names."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 
 from inference.study.arms import Arm, Group, all_arms
-from inference.study.learners import GatedLearner, MixtureLearner
+from inference.study.learners import ExpectationMaximisation, GatedLearner, ImportanceWeighted, MixtureLearner
 from inference.study.problems import Problem, toy_problem
 from inference.study.settings import ToyRun
 from inference.training.trainer import steps
@@ -98,6 +99,72 @@ def test_unbiased_arms_are_unbiased_and_biased_twins_are_not(arm: Arm) -> None:
     drawn = torch.autograd.grad(learner.loss(*given.train), list(mixture.parameters()))
     off = max(standard_errors_off(g, e[0]) for g, e in zip(drawn, exact))
     assert (off < 5) == (arm.group is Group.ROUTER)
+
+
+def likelihood_gradients(given: Problem, bound: Callable[[torch.Tensor], torch.Tensor]) -> list[torch.Tensor]:
+    """Of a function of log p_ij + log p(y_i | j), (*, n, k) -> (*, n), summed in units per datapoint."""
+    mixture = given.mixture
+    x, y = given.train
+    joint = mixture.router(x).log_softmax(-1) + mixture.log_likelihoods(x, y)
+    return list(torch.autograd.grad(-bound(joint).mean(-1).sum(), list(mixture.parameters())))
+
+
+@pytest.mark.parametrize(
+    "name", ["exact-marginal", "em", "dependent-rounding-mixture-bound", "dependent-rounding-guided-bound"]
+)
+@pytest.mark.usefixtures("double")
+def test_of_two_experts_both_give_the_likelihood_and_its_gradient(name: str) -> None:
+    """EM too, where the responsibilities are those of the present parameters (Fisher's identity)."""
+    given = problem(ARMS[name])
+    exact = likelihood_gradients(given, lambda joint: joint.logsumexp(-1))
+    learner = ARMS[name].build(given)
+    assert isinstance(learner, MixtureLearner)
+    found = torch.autograd.grad(learner.loss(*given.train), list(given.mixture.parameters()))
+    for gradient, expected in zip(found, exact):
+        torch.testing.assert_close(gradient, expected)
+
+
+@pytest.mark.usefixtures("double")
+def test_em_holds_its_responsibilities() -> None:
+    given = problem(ARMS["em"])
+    learner = ExpectationMaximisation(given.mixture, hold=2)
+    x, y = given.train
+    responsibilities = given.mixture.responsibilities(x, y).detach()
+    learner.loss(x, y)
+    with torch.no_grad():
+        given.mixture.router.bias += torch.tensor([1.0, -1.0])
+    held = likelihood_gradients(given, lambda joint: (responsibilities * joint).sum(-1))
+    renewed = likelihood_gradients(given, lambda joint: joint.logsumexp(-1))
+    assert not torch.allclose(held[0], renewed[0])
+    for expected in (held, renewed):
+        found = torch.autograd.grad(learner.loss(x, y), list(given.mixture.parameters()))
+        assert all(torch.allclose(gradient, e) for gradient, e in zip(found, expected))
+
+
+@pytest.mark.parametrize("score", [True, False])
+@pytest.mark.usefixtures("double")
+def test_the_importance_weighted_bound_needs_its_score(score: bool) -> None:
+    given = problem(ARMS["iwae"], num_seeds=STACK, num_datapoints=20, break_at=0.3)
+    one = tuple(tensor[:1].expand_as(tensor) for tensor in given.train)
+    mixture = given.mixture
+    with torch.no_grad():
+        for parameter in mixture.parameters():
+            parameter.copy_(parameter[:1].expand_as(parameter))
+    x, y = one
+    log_p = mixture.router(x).log_softmax(-1)
+    f = mixture.log_likelihoods(x, y)
+    pairs = (f.unsqueeze(-1).logaddexp(f.unsqueeze(-2)) - math.log(2)) * (
+        log_p.unsqueeze(-1) + log_p.unsqueeze(-2)
+    ).exp()
+    exact = torch.autograd.grad(-pairs.sum((-2, -1)).mean(-1).sum(), list(mixture.parameters()))
+    learner = ImportanceWeighted(mixture)
+    if not score:
+        mixture.router.requires_grad_(False)
+    parameters = [p for p in mixture.parameters() if p.requires_grad]
+    drawn = iter(torch.autograd.grad(learner.loss(x, y), parameters))
+    found = [next(drawn) if p.requires_grad else torch.zeros_like(p) for p in mixture.parameters()]
+    off = max(standard_errors_off(g, e[0]) for g, e in zip(found, exact))
+    assert (off < 5) == score
 
 
 @EVERY

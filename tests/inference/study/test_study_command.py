@@ -10,8 +10,9 @@ from typer.testing import CliRunner
 
 from inference.cli import app
 from inference.study import command as study_command
-from inference.study.arms import all_arms, core
+from inference.study.arms import FEW_PIECES, all_arms, core
 from inference.study.grids import GRIDS
+from inference.study.settings import PiecesRun
 
 SMALL = ["--num-seeds", "2", "--num-steps", "2", "--jobs", "1"]
 
@@ -33,9 +34,12 @@ def test_all_sizes_write_the_same_files(tmp_path: Path, monkeypatch: pytest.Monk
         assert "learning rates" in result.output
         for picture in ("summary", "robustness", "curves", "fits"):
             assert (out / f"{picture}.png").stat().st_size > 10_000
-        expected = grid.num_settings("lines") * len(grid.breaks) * 3
-        assert len(pd.read_csv(out / "settings.csv").query("task != 'digits'")) == expected
-    assert files(tmp_path / "reduced") == files(tmp_path / "full") == files(tmp_path / "none")
+        pieces = [f"{number} pieces of a line" for number in grid.pieces]
+        assert (out / "pieces.png").exists() == bool(pieces)
+        lines = grid.num_settings("lines") * len(grid.breaks)
+        expected = lines + sum(map(grid.num_settings, pieces))
+        assert len(pd.read_csv(out / "settings.csv").query("task != 'digits'")) == 3 * expected
+    assert files(tmp_path / "reduced") == files(tmp_path / "full") == files(tmp_path / "none") - {"pieces.png"}
     contrasts = pd.read_csv(tmp_path / "full" / "contrasts.csv")
     assert set(contrasts.task) == {"lines, break at 0.5", "lines, break at 0.3", "digits"}
 
@@ -44,7 +48,10 @@ def test_by_default_the_core_arms_run_at_one_setting(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["study", *SMALL, "--out", str(tmp_path)])
     assert result.exit_code == 0, result.output
     table = pd.read_csv(tmp_path / "arms.csv")
-    assert list(table[table["view"] == "best setting"].arm) == list(core())
+    best = table[table["view"] == "best setting"]
+    assert list(best[best.task == "lines, break at 0.5"].arm) == list(core())
+    assert set(best[best.task == "4 pieces of a line"].arm) == set(FEW_PIECES)
+    assert (tmp_path / "pieces.png").stat().st_size > 10_000
     assert set(table.objective) <= {arm.objective for arm in all_arms().values()}
 
 
@@ -59,12 +66,14 @@ def test_machines_get_the_tables_and_nothing_else(tmp_path: Path) -> None:
 
 def test_every_arm_gets_the_same_grid() -> None:
     for grid in GRIDS.values():
-        settings = {}
+        settings: dict[str, dict[str, list[dict]]] = {}
         for run in grid.runs():
-            settings.setdefault(run.arm, []).append({**run.settings(), "arm": None})
-        assert set(settings) == set(all_arms() if grid.every_arm else core())
-        first, *rest = settings.values()
-        assert all(others == first for others in rest)
+            settings.setdefault(run.task, {}).setdefault(run.arm, []).append({**run.settings(), "arm": None})
+        for task, arms in settings.items():
+            expected = grid.pieces_arms if task == PiecesRun.task else all_arms() if grid.every_arm else core()
+            assert set(arms) == set(expected)
+            first, *rest = arms.values()
+            assert all(others == first for others in rest)
 
 
 @pytest.mark.parametrize(
@@ -74,6 +83,7 @@ def test_every_arm_gets_the_same_grid() -> None:
         ("--break-at", "2", "break_at must lie inside (0, 1), got 2.0"),
         ("--learning-rate", "-1", "learning_rate must be positive"),
         ("--capacity-factor", "0.5", "exceed"),
+        ("--pieces", "1", "num_pieces must be at least 2, got 1"),
         ("--arm", "skipp", "unknown arm 'skipp'; did you mean skip?"),
     ],
 )
