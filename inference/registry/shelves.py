@@ -17,9 +17,9 @@ from inference.registry.names import resolve, spelling
 E = TypeVar("E", bound=Entry)
 
 #: what a name may say after that of a procedure, rule or estimator
-VARIANTS = ("unweighted", "balanced", "mixture bound", "pairs", "router marginals")
+VARIANTS = ("unweighted", "balanced", "leave-one-out", "mixture bound", "guided bound", "pairs", "router marginals")
 #: what has a name and is neither
-OTHERS = ("exact gradient", "RL-R")
+OTHERS = ("exact gradient", "RL-R", "exact marginal", "EM", "IWAE")
 
 
 class Shelf(Mapping[str, E], Generic[E]):

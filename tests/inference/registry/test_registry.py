@@ -112,7 +112,7 @@ def test_json_and_csv_of_the_study_have_names_and_its_tables_labels(tmp_path: Pa
     tables = json.loads(result.stdout)
     names = ["gumbel-matching", "gumbel-matching-unweighted", "sigma-moe"]
     assert sorted({row["arm"] for row in tables["arms"]}) == names
-    assert sorted(pd.read_csv(tmp_path / "settings.csv").arm) == names
+    assert sorted(set(pd.read_csv(tmp_path / "settings.csv").arm)) == names
     assert {(row["arm"], row["minus"]) for row in tables["contrasts"]} == {tuple(names[:2])}
 
 
