@@ -105,6 +105,7 @@ def test_compiled_equals_eager(program):
     run(COMPARISON + program, warnings="ignore")
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_inductor_equals_eager():
     run(COMPARISON + INDUCTOR, warnings="ignore")

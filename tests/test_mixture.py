@@ -62,6 +62,7 @@ def test_pyros_own_elbos_run_the_balanced_objective(elbo: type) -> None:
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in mixture.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("assignment", [CapacitySkip, GumbelMatching])
 def test_balanced_gradients_of_all_parameters(assignment: type[AssignmentDistribution]) -> None:
     mixture, (x, y) = mixture_of(assignment, baseline={"use_decaying_avg_baseline": True}), data()

@@ -26,7 +26,7 @@ def survival(capacity: int) -> torch.Tensor:
     return torch.stack([math.comb(n, m) * p**m * (1 - p) ** (n - m) for m in range(capacity + 1, n + 1)]).sum(0)
 
 
-@pytest.mark.parametrize("capacity", [1, 2, 3])
+@pytest.mark.parametrize("capacity", [pytest.param(1, marks=pytest.mark.slow), 2, 3])
 def test_weights_of_a_matching_fall_with_the_exponent_of_the_law(capacity: int) -> None:
     routing = GumbelMatching(torch.zeros(2 * capacity, 2, dtype=torch.float64), capacity=capacity)
     weights = routing.importance_weights(routing.sample(torch.Size([DRAWS])))[:, 0]

@@ -223,6 +223,7 @@ def test_particles_vectorised_or_not() -> None:
         assert elbo.loss_and_grads(mixture, None, x, y) == pytest.approx(exact, rel=1e-12)
 
 
+@pytest.mark.slow
 def test_drawn_observations_come_from_the_mixture() -> None:
     mixture, (x, _) = mixture_of(2, CapacitySkip, capacity_factor=1.0), data()
     with torch.no_grad():

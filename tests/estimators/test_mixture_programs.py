@@ -206,7 +206,7 @@ def test_without_the_score_of_the_layer_before_the_same_check_fails() -> None:
 
 
 @pytest.mark.parametrize("elbo", [TraceMixture_ELBO, TraceRouting_ELBO])
-@pytest.mark.parametrize("baseline", [None, "decaying", "leave-one-out"])
+@pytest.mark.parametrize("baseline", [None, "decaying", pytest.param("leave-one-out", marks=pytest.mark.slow)])
 def test_stacked_mixtures(elbo: type, baseline: str | None) -> None:
     """With all experts selected in the second layer, its part is exact: sum_j p_i(j) of the marginal likelihood."""
     chosen = {None: None, "decaying": DecayingAverage(), "leave-one-out": LeaveOneOut()}[baseline]

@@ -106,6 +106,7 @@ def test_balanced_objective_against_enumeration_of_both_layers(elbo: type) -> No
     assert standard_errors_off(torch.stack(draws), torch.cat([g.flatten() for g in exact])) < 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [GumbelMatching, CapacitySkip])
 def test_leave_one_out_through_two_matchings(first: type) -> None:
     """The second layer is a matching of those whom the first has processed: all of them, or not all."""

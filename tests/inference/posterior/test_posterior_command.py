@@ -18,6 +18,7 @@ def run(*arguments: str) -> tuple[int, str, str]:
     return result.exit_code, result.stdout, result.stderr
 
 
+@pytest.mark.slow
 def test_tables_pictures_and_draws(tmp_path: Path) -> None:
     code, output, errors = run(*SMALL, "--compare", "1", "--out", str(tmp_path), "--json")
     assert code == 0, errors

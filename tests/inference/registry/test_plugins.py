@@ -115,6 +115,7 @@ def test_fit_knows_them_and_so_does_a_resumed_run(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(finished.drop(columns=times), resumed.drop(columns=times))
 
 
+@pytest.mark.slow
 def test_study_trains_them_in_other_processes_too(tmp_path: Path) -> None:
     small = ["study", "--num-seeds", "2", "--num-steps", "2", "--jobs", "2", "--out", str(tmp_path)]
     arms = ["--arm", "spaced-skip", "--arm", "spaced skip, unweighted", "--arm", "root gate"]
