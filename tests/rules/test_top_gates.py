@@ -136,15 +136,6 @@ def test_extreme_logits(scale, dtype):
     assert gradient.isfinite().all()
 
 
-def test_all_padding():
-    logits = torch.full((5, K), torch.nan, requires_grad=True)
-    routing = TopGates()(logits, mask=torch.zeros(5, dtype=torch.bool))
-    assert (routing.assignment == -1).all()
-    assert routing.loss == 0
-    (gradient,) = torch.autograd.grad(routing.loss + routing.gate.sum(), logits)
-    assert (gradient == 0).all()
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -101,6 +101,34 @@ def _shortest_path(
 
 
 @kernel
+def place_free_slots(
+    spare: int, loads: np.ndarray, capacity: np.ndarray, prices: np.ndarray, costs: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Begin with as many as possible of ``spare`` free slots at the experts, the rest at node k, which moves them.
+
+    :param costs: (k + 1, k + 1) exchange costs, whose last row and column are written.
+    :return: potentials of the nodes; free slots at each expert, at price 0 only, or the invariant would fail; and what
+        each node has too much. Node k is there where there are spare slots.
+    """
+    k = loads.size
+    size = k + 1 if spare > 0 else k
+    potentials = np.zeros(size)
+    potentials[:k] = prices
+    free = np.zeros(k, np.int64)
+    excess = np.zeros(size, np.int64)
+    for a in range(k):
+        if spare > 0 and prices[a] == 0.0:
+            free[a] = max(capacity[a] - loads[a], 0)
+        excess[a] = loads[a] + free[a] - capacity[a]
+    if spare > 0:
+        excess[k] = spare - free.sum()
+        for a in range(k):
+            costs[k, a] = 0.0
+            costs[a, k] = 0.0 if free[a] > 0 else np.inf
+    return potentials, free, excess
+
+
+@kernel
 def augment(
     scores: np.ndarray,
     rows: np.ndarray,
@@ -119,23 +147,10 @@ def augment(
     """
     k = scores.shape[1]
     slots = capacity.sum() - rows.size  # that stay free; they move between experts through node k at no cost
-    size = k + 1 if slots > 0 else k
     loads = np.zeros(k, np.int64)
     for i in rows:
         loads[assignment[i]] += 1
-    free = np.zeros(k, np.int64)  # free slots placed at each expert: at price 0 only, or the invariant would fail
-    excess = np.zeros(size, np.int64)
-    potentials = np.zeros(size)
-    potentials[:k] = prices
-    for a in range(k):
-        if slots > 0 and prices[a] == 0.0:
-            free[a] = max(capacity[a] - loads[a], 0)
-        excess[a] = loads[a] + free[a] - capacity[a]
-    if slots > 0:
-        excess[k] = slots - free.sum()
-        for a in range(k):
-            costs[k, a] = 0.0
-            costs[a, k] = 0.0 if free[a] > 0 else np.inf
+    potentials, free, excess = place_free_slots(slots, loads, capacity, prices, costs)
     if excess.max() <= 0:
         return True
 
@@ -151,6 +166,7 @@ def augment(
         members[place[i]] = i
         loads[a] += 1
 
+    size = excess.size
     distance = np.empty(size)
     previous = np.empty(size, np.int64)
     done = np.empty(size, np.bool_)

@@ -47,6 +47,29 @@ def price(distances: np.ndarray, loads: np.ndarray, capacity: np.ndarray, prices
         prices[a] = nearest
 
 
+@kernel
+def exchanges(
+    edges: np.ndarray,
+    loads: np.ndarray,
+    capacity: np.ndarray,
+    costs: np.ndarray,
+    distances: np.ndarray,
+    prices: np.ndarray,
+) -> None:
+    """What follows from an optimum: exchange costs and their shortest paths (k, k), and shadow prices (k,), all out.
+
+    :param edges: exchange costs of its rows, (k + 1, k + 1); a free slot lowers those of its expert to 0.
+    """
+    k = loads.size
+    for a in range(k):
+        for b in range(k):
+            costs[a, b] = min(edges[a, b], 0.0) if loads[a] < capacity[a] else edges[a, b]
+        costs[a, a] = 0.0
+    distances[:] = costs
+    relax(distances)
+    price(distances, loads, capacity, prices)
+
+
 @batch_kernel
 def price_all(distances: np.ndarray, loads: np.ndarray, capacity: np.ndarray, prices: np.ndarray) -> None:
     """``price`` for every graph of a batch (b, k, k), with slots (b, k)."""

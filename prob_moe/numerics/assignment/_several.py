@@ -9,8 +9,8 @@ experts.
 import numpy as np
 
 from prob_moe.numerics._compiled import batch_kernel, kernel
-from prob_moe.numerics.assignment._augment import _shortest_path
-from prob_moe.numerics.assignment._distances import price, relax
+from prob_moe.numerics.assignment._augment import _shortest_path, place_free_slots
+from prob_moe.numerics.assignment._distances import exchanges
 from prob_moe.numerics.assignment._solver import INFEASIBLE, NOT_A_NUMBER, OPTIMAL, TOO_MANY, _invalid, _present_rows
 
 SAMPLE, SWEEPS = 16, 8  # rows per expert on which the first prices are found, and how often
@@ -142,20 +142,8 @@ def balance(
                 members[a].append(i)
                 _offer(scores, hold, i, a, costs, movers)
     spare = slots.sum() - loads.sum()
-    size = k + 1 if spare > 0 else k
-    potentials = np.zeros(size)
-    potentials[:k] = prices
-    free = np.zeros(k, np.int64)
-    excess = np.zeros(size, np.int64)
-    for a in range(k):
-        if spare > 0 and prices[a] == 0.0:
-            free[a] = max(slots[a] - loads[a], 0)
-        excess[a] = loads[a] + free[a] - slots[a]
-    if spare > 0:
-        excess[k] = spare - free.sum()
-        for a in range(k):
-            costs[k, a] = 0.0
-            costs[a, k] = 0.0 if free[a] > 0 else np.inf
+    potentials, free, excess = place_free_slots(spare, loads, slots, prices, costs)
+    size = excess.size
     distance, previous, done = np.empty(size), np.empty(size, np.int64), np.empty(size, np.bool_)
     path, moved = np.empty(size, np.int64), np.empty(size, np.int64)
     while excess.max() > 0:
@@ -243,13 +231,7 @@ def solve_several(
                 assignment[place, i] = j
                 place += 1
                 loads[j] += 1
-    for a in range(k):
-        for b in range(k):
-            costs[a, b] = min(edges[a, b], 0.0) if loads[a] < slots[a] else edges[a, b]
-        costs[a, a] = 0.0
-    distances[:] = costs
-    relax(distances)
-    price(distances, loads, slots, prices)
+    exchanges(edges, loads, slots, costs, distances, prices)
     return OPTIMAL
 
 

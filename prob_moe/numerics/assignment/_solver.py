@@ -4,7 +4,7 @@ import numpy as np
 
 from prob_moe.numerics._compiled import batch_kernel, kernel
 from prob_moe.numerics.assignment._augment import augment, build_exchange
-from prob_moe.numerics.assignment._distances import price, relax
+from prob_moe.numerics.assignment._distances import exchanges
 from prob_moe.numerics.assignment._start import start
 
 OPTIMAL, NOT_A_NUMBER, TOO_MANY, INFEASIBLE = 0, 1, 2, 3
@@ -66,13 +66,7 @@ def solve_one(
     loads = np.zeros(k, np.int64)
     for i in rows:
         loads[assignment[i]] += 1
-    for a in range(k):
-        for b in range(k):
-            costs[a, b] = min(edges[a, b], 0.0) if loads[a] < capacity[a] else edges[a, b]
-        costs[a, a] = 0.0
-    distances[:] = costs
-    relax(distances)
-    price(distances, loads, capacity, prices)
+    exchanges(edges, loads, capacity, costs, distances, prices)
     return OPTIMAL
 
 
