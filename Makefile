@@ -32,7 +32,8 @@ coverage: $(READY)  ## All tests once more, with the lines of the library that n
 # The tests that pass on one machine pass on others: other vector instructions, other seeds, other numbers of threads.
 HARD := $(BIN)/python -m pytest -n 2 --quiet -m ""
 ONE := OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1
-TWO := OMP_NUM_THREADS=2 NUMBA_NUM_THREADS=2
+# Threads that wait must not spin on the processors that the other worker needs.
+TWO := OMP_NUM_THREADS=2 NUMBA_NUM_THREADS=2 OMP_WAIT_POLICY=passive
 
 # torch.compile keeps its code with vectors where code without them is looked for: a folder of its own.
 test-hard: $(READY)  ## All tests once more for each: torch without vectors, numba for any processor, other seeds, 1 and 2 threads.
