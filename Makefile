@@ -5,15 +5,17 @@ READY := .venv/.ready
 
 .PHONY: demo study test coverage test-hard test-python wheel docs bench bench-likelihood notebooks format clean
 
-demo: $(READY)  ## Train the toy mixture with every estimator; table and pictures in results/.
+demo: $(READY)  ## Train mixtures on lines with the main estimators; tables and pictures in results/study.
 	$(BIN)/python -m inference study --overwrite
 
-# All numbers of the README's comparisons: some 80 minutes of processor time, or 5 with GRID=reduced.
+# All numbers of the README's comparisons: some 150 minutes of processor time, or 10 with GRID=reduced.
 GRID ?= full
+PIECES = $(BIN)/python -m inference study --overwrite --grid pieces $(if $(filter reduced,$(GRID)),--num-seeds 8 --num-steps 300)
 LANGUAGE = $(BIN)/python -m inference fit language --overwrite $(if $(filter reduced,$(GRID)),--num-seeds 2 --num-epochs 1,--num-seeds 5)
 
-study: $(READY)  ## The comparison of everything, on the lines, digits and language; results/study, results/language.
+study: $(READY)  ## The comparison of everything; results/study, results/pieces, results/language.
 	$(BIN)/python -m inference study --overwrite --grid $(GRID)
+	$(PIECES) --out results/pieces
 	$(LANGUAGE) --assignment independent --num-experts 1 --baseline none --out results/language/dense
 	$(LANGUAGE) --num-layers 2 --assignment gumbel-matching --estimator balanced --out results/language/balanced
 	$(LANGUAGE) --num-layers 2 --assignment skip --out results/language/skip

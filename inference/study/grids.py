@@ -74,7 +74,7 @@ class Grid:
         """:returns: the runs, setting by setting, so that an unfinished study compares all arms at some settings."""
         known = all_arms()
         arms = self._chosen(tuple(known) if self.every_arm else core())
-        pieces = product(self.pieces, self.pieces_learning_rates, self._chosen(self.pieces_arms))
+        pieces = product(self.pieces_learning_rates, self.pieces, self._chosen(self.pieces_arms))
         lines = product(self.learning_rates, self.load_balancing, self.breaks, arms)
         digits = product(self.digits_learning_rates, self.digits_load_balancing, range(self.digits_seeds), arms)
         return [
@@ -89,7 +89,7 @@ class Grid:
                     num_seeds=self.pieces_seeds,
                     num_steps=STEPS_PER_PIECE * num_pieces if self.pieces_steps is None else self.pieces_steps,
                 )
-                for num_pieces, rate, arm in pieces
+                for rate, num_pieces, arm in pieces
             ),
             *(
                 ToyRun(
