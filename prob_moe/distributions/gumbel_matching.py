@@ -10,6 +10,7 @@ from pyro.ops.provenance import detach_provenance, extract_provenance, track_pro
 from torch import Tensor
 
 from prob_moe.distributions.base import AssignmentDistribution
+from prob_moe.distributions.checks import all_finite
 from prob_moe.distributions.draw import MatchingDraw, draw_of
 from prob_moe.distributions.enumeration import enumerate_matchings
 from prob_moe.distributions.noise import Generators, gumbel_noise_like
@@ -87,7 +88,7 @@ class GumbelMatching(AssignmentDistribution):
                 "DependentRounding gives several, within capacity"
             )
         super().__init__(logits, **kwargs)
-        if self._validate_args and bool((self.logits == -torch.inf).any()):
+        if self._validate_args and not all_finite(self.logits):
             # Forbidden experts may leave no assignment of all datapoints within capacity.
             solve_assignment(self.logits.detach().clamp(max=0.0), self.capacity, mask=self.mask)
         self.num_points = num_points

@@ -129,11 +129,11 @@ def test_study_trains_them_in_other_processes_too(tmp_path: Path) -> None:
 def test_a_study_trains_again_when_the_plugin_has_changed(tmp_path: Path) -> None:
     file = tmp_path / "changing.py"
     file.write_text((EXAMPLES / "my_rule.py").read_text())
-    small = ["study", "--num-seeds", "2", "--num-steps", "2", "--jobs", "1", "--out", str(tmp_path), "--overwrite"]
+    small = ["study", "--num-seeds", "2", "--num-steps", "2", "--pieces", "0", "--jobs", "1", "--out", str(tmp_path)]
     for comment in ("", "", "# another\n"):
         with file.open("a") as text:
             text.write(comment)
-        done(*small, "--plugin", str(file), "--arm", "root-gate")
+        done(*small, "--overwrite", "--plugin", str(file), "--arm", "root-gate")
     assert len(list((tmp_path / "runs").iterdir())) == 2
 
 
