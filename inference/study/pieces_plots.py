@@ -49,9 +49,8 @@ def solved_pieces(settings: pd.DataFrame) -> Figure | None:
     axes[0, 0].set_yticks(range(len(names)), list(map(label, names)))
     axes[0, 0].set_ylim(len(names) - 0.5, -0.5)
     seeds = int(table.seeds.max())
-    figure.supxlabel(
-        f"share of {seeds} seeds within {SOLVED_WITHIN} nats per datapoint of the true process, %", fontsize=9
-    )
+    shares = f"share of {seeds} seeds within {SOLVED_WITHIN} nats per datapoint of the true process, %"
+    axes[0, len(tasks) // 2].set_xlabel(shares, fontsize=9)
     handles = group_handles(known[name].group.value for name in names)
     if len(rates) > 1:
         handles += [
