@@ -159,14 +159,14 @@ def exact_mixture_bound(routing: AssignmentDistribution, log_likelihoods: Tensor
     """
     values = routing.enumerate_support()
     probability = routing.log_prob(values).exp().detach()
-    p = routing.router_log_prob(values).exp()
-    weights, kappa = routing.importance_weights(values), routing.keep_probability(values)
+    log_p = routing.router_log_prob(values)
+    log_weights, kappa = routing.log_importance_weights(values), routing.keep_probability(values)
     processed = values >= 0
-    inclusion = p.detach() / torch.where(processed, weights, p.detach())
-    choices = torch.where(processed, values, ~values)
-    table = log_likelihoods.expand(len(values), *log_likelihoods.shape)
-    likelihood = table.gather(-1, choices.mT).mT.exp()
-    inner = torch.where(processed, p / inclusion * likelihood, torch.zeros_like(p)).sum(-2)
     kept = processed.any(-2)
-    bound = torch.where(kept, (kappa * torch.where(kept, inner, torch.ones_like(inner))).log() / kappa, 0.0)
+    choices = torch.where(processed, values, ~values)
+    f = log_likelihoods.expand(len(values), *log_likelihoods.shape).gather(-1, choices.mT).mT
+    terms = log_weights.to(f.dtype) + (log_p - log_p.detach()) + f
+    # A logsumexp of nothing has no gradient.
+    terms = torch.where(processed, terms, torch.where(kept, -torch.inf, 0.0).unsqueeze(-2))
+    bound = torch.where(kept, (kappa.log() + terms.logsumexp(-2)) / kappa, 0.0)
     return (probability * bound.sum(-1)).sum()

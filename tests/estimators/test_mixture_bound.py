@@ -84,6 +84,16 @@ def test_it_is_a_bound(procedure: type[AssignmentDistribution], m: int, capacity
     assert exact_mixture_bound(make(procedure, logits, m, capacity), f) <= marginal + 1e-12
 
 
+@pytest.mark.parametrize(("procedure", "m", "capacity"), SETTINGS)
+def test_enumeration_survives_likelihoods_that_underflow(
+    procedure: type[AssignmentDistribution], m: int, capacity: int | None
+) -> None:
+    logits, f = problem()
+    routing = make(procedure, logits, m, capacity)
+    moved = exact_mixture_bound(routing, f - 2000.0)
+    torch.testing.assert_close(moved, exact_mixture_bound(routing, f) - 2000.0 * N, rtol=1e-12, atol=0)
+
+
 def test_dropping_without_the_keep_probability_is_no_bound_and_is_rewarded() -> None:
     logits, f = torch.zeros(3, 3, dtype=torch.float64), torch.full((3, 3), -1.0, dtype=torch.float64)
     routing = CapacitySkip(logits, capacity=1, num_selected=2)
