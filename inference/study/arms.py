@@ -85,6 +85,7 @@ LONGER = (
     "independent-mixture-bound",
     "skip-mixture-bound",
     "dependent-rounding-guided-bound",
+    "unlimited-rounding-mixture-bound",
     "iwae",
 )
 
@@ -100,6 +101,7 @@ PIECES = (
     "skip-mixture-bound",
     "dependent-rounding-mixture-bound",
     "dependent-rounding-guided-bound",
+    "unlimited-rounding-mixture-bound",
     "switch",
     "top-2-gates",
 )
@@ -122,6 +124,7 @@ def core() -> tuple[str, ...]:
 _R = "router objective R"
 _B = "balanced objective B of its procedure"
 _M = "mixture bound M of its procedure"
+_UNLIMITED = "mixture bound M of minimum-variance marginals, without a limit on the loads"
 _GUIDED = "mixture bound M, experts selected by a guide that knows y, trained along (wake-φ)"
 
 
@@ -177,9 +180,13 @@ def _of_procedure(entry: ProcedureEntry) -> Iterator[Arm]:
         if entry.make is DependentRounding:
             guided = partial(_mixture_bound, entry=entry, guided=True)
             yield Arm(f"{entry.label}, guided bound", Group.MIXTURE, _GUIDED, guided, entry.origin)
+            unlimited = partial(_mixture_bound, entry=entry, unlimited=True)
+            yield Arm("unlimited rounding, mixture bound", Group.MIXTURE, _UNLIMITED, unlimited, entry.origin)
 
 
-def _mixture_bound(problem: Problem, entry: ProcedureEntry, guided: bool = False) -> Learner:
+def _mixture_bound(problem: Problem, entry: ProcedureEntry, guided: bool = False, unlimited: bool = False) -> Learner:
+    if unlimited:
+        problem.mixture.capacity_factor = None
     return _of_two(problem, entry.make, TraceMixture_ELBO(), problem.posterior() if guided else None)
 
 

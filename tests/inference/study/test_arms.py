@@ -110,7 +110,14 @@ def likelihood_gradients(given: Problem, bound: Callable[[torch.Tensor], torch.T
 
 
 @pytest.mark.parametrize(
-    "name", ["exact-marginal", "em", "dependent-rounding-mixture-bound", "dependent-rounding-guided-bound"]
+    "name",
+    [
+        "exact-marginal",
+        "em",
+        "dependent-rounding-mixture-bound",
+        "dependent-rounding-guided-bound",
+        "unlimited-rounding-mixture-bound",
+    ],
 )
 @pytest.mark.usefixtures("double")
 def test_of_two_experts_both_give_the_likelihood_and_its_gradient(name: str) -> None:
