@@ -148,7 +148,8 @@ def _write(runs: list[Run], done: list[Record], grid: Grid, out: Path) -> dict[s
     tables = {"arms": by_arm(seeds), "contrasts": contrasts(seeds), "settings": by_setting(seeds)}
     for name, table in {"seeds": seeds, **tables}.items():
         table.to_csv(out / f"{name}.csv", index=False, float_format="%.6g")
-    (out / "report.md").write_text(report.report(tables["arms"], tables["contrasts"], grid), encoding="utf-8")
+    text = report.report(tables["arms"], tables["contrasts"], tables["settings"], grid)
+    (out / "report.md").write_text(text, encoding="utf-8")
     save(summary_plots.summary(tables["arms"]), out / "summary.png")
     maybe = {
         "claims": summary_plots.claims(tables["contrasts"]) if len(tables["contrasts"]) else None,

@@ -9,16 +9,19 @@ from inference.study.statistics import VIEWS
 ENTRIES = {"solved": ("solved", 100, 0, " %"), "nll": ("NLL", 1, 2, ""), "error": ("error", 100, 1, " %")}
 
 
-def report(arms: pd.DataFrame, contrasts: pd.DataFrame, grid: Grid) -> str:
+def report(arms: pd.DataFrame, contrasts: pd.DataFrame, settings: pd.DataFrame, grid: Grid) -> str:
     """
-    The grid, one row per arm at its best setting, and one row per claim in both views; 95 % intervals throughout.
+    The grid, one row per arm at its best setting, one row per claim in both views, and one row per arm and learning
+    rate where nothing else varies; 95 % intervals throughout.
 
     :param arms: the table of :func:`~inference.study.statistics.by_arm`.
     :param contrasts: the table of :func:`~inference.study.statistics.contrasts`.
+    :param settings: the table of :func:`~inference.study.statistics.by_setting`.
     """
     tasks = [str(task) for task in dict.fromkeys(arms.task)]
     lines = [f"* {task}: {grid.describe(task)}" for task in tasks]
-    return "\n".join([*lines, "", *_arms(arms, tasks), "", *_claims(contrasts), ""])
+    parts = (lines, _arms(arms, tasks), _claims(contrasts), _rates(settings))
+    return "\n".join(line for part in parts if part for line in (*part, ""))
 
 
 def _arms(arms: pd.DataFrame, tasks: list[str]) -> list[str]:
@@ -53,6 +56,23 @@ def _claims(contrasts: pd.DataFrame) -> list[str]:
         for _, row in contrasts.iterrows()
     ]
     return _markdown(header, body)
+
+
+def _rates(settings: pd.DataFrame) -> list[str]:
+    """Seeds solved at every learning rate, on the tasks where an arm has no other setting."""
+    tasks = [
+        str(task)
+        for task, rows in settings.groupby("task", sort=False)
+        if rows.learning_rate.nunique() > 1 and rows.load_balancing.nunique() == 1 and rows.solved.notna().all()
+    ]
+    table = settings[settings.task.isin(tasks)]
+    cells = {(row.task, row.arm, row.learning_rate): entry(row, "solved") for _, row in table.iterrows()}
+    body = [
+        [label(arm), f"{rate:g}", *(cells.get((task, arm, rate), "") for task in tasks)]
+        for arm in dict.fromkeys(table.arm)
+        for rate in sorted(table.learning_rate.unique())
+    ]
+    return _markdown(["trained with", "learning rate", *(f"{task}: solved" for task in tasks)], body) if body else []
 
 
 def first(row: pd.Series) -> str:

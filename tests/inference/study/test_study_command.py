@@ -92,3 +92,15 @@ def test_bad_options_give_one_line_and_exit_code_2(tmp_path: Path, option: str, 
     assert result.exit_code == 2
     assert message in " ".join(result.output.split())
     assert "Traceback" not in result.output
+
+
+def test_the_report_has_every_learning_rate_of_the_pieces(tmp_path: Path) -> None:
+    rates = ["--learning-rate", "0.01", "--learning-rate", "0.1"]
+    command = ["study", "--grid", "pieces", *SMALL, "--pieces", "2", "--arm", "switch", *rates, "--out", str(tmp_path)]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    settings = pd.read_csv(tmp_path / "settings.csv").sort_values("learning_rate")
+    rows = (tmp_path / "report.md").read_text(encoding="utf-8").splitlines()[-2:]
+    for row, (_, written) in zip(rows, settings.iterrows()):
+        share = f"{100 * written.solved:.0f} % [{100 * written.solved_low:.0f}, {100 * written.solved_high:.0f}]"
+        assert row == f"| Switch | {written.learning_rate:g} | {share} |"
