@@ -62,8 +62,9 @@ wheel: $(READY)  ## Build the wheel, install it into an empty environment, run t
 	dist/venv/bin/python -I tests/test_readme.py
 	rm -rf dist/venv
 
-docs: $(READY)  ## The reference of the library, as web pages in results/docs; a warning is an error.
-	$(BIN)/python -W error -m pdoc --docformat restructuredtext --math --output-directory results/docs prob_moe
+docs: $(READY)  ## The documentation as web pages in results/docs; a warning or a broken link is an error.
+	$(BIN)/python -m sphinx -b html --quiet --fresh-env --fail-on-warning --nitpicky -d .venv/doctrees notebooks results/docs
+	$(BIN)/python -m tests.docs.links results/docs
 
 bench: $(READY)  ## Speed as ratios to named peers, measured in one run.
 	$(BIN)/python -m pytest tests/benchmarks -o python_files='bench_*.py' --benchmark-only --benchmark-columns=min,rounds --benchmark-warmup=on

@@ -39,7 +39,7 @@ class AssignmentDistribution(RoutingProblem):
     the sum over the experts of the datapoint, one or m.
 
     A subclass defines :meth:`draw` and :attr:`mode`, and, where they exist, :meth:`log_prob` and
-    :meth:`enumerate_support`; where weights follow from a value alone, :meth:`log_weights`. Instead of a draw that
+    ``enumerate_support``; where weights follow from a value alone, :meth:`log_weights`. Instead of a draw that
     carries what it knows it may define just :meth:`sample` and :meth:`importance_weights`.
 
     :param logits: router logits :math:`\phi`, float (*batch, n, k). Minus infinity forbids an expert.

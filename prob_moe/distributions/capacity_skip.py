@@ -31,7 +31,7 @@ class CapacitySkip(OwnChoices):
         w_{ij} = \mathrm{processed}_{ij} \cdot \max(1, n_j / c)\, p_{ij} / P(j \in S_i),
 
     and datapoint i keeps one expert at least with probability
-    :math:`\kappa_i = 1 - \prod_{j \in S_i} (1 - \min(1, c / n_j))` (:meth:`keep_probability`).
+    :math:`\kappa_i = 1 - \prod_{j \in S_i} (1 - \min(1, c / n_j))` (:meth:`~AssignmentDistribution.keep_probability`).
 
     Any capacity will do, also with more datapoints than slots.
 

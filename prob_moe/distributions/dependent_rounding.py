@@ -39,12 +39,13 @@ class DependentRounding(AssignmentDistribution):
 
     with :math:`\alpha_i` of either sign: an expert that the router likes enough is among the m for certain. Otherwise
     :math:`\sum_j r_{ij} \le m`; a datapoint gets ⌊·⌋ or ⌈·⌉ of that, one at least with probability
-    :math:`\kappa_i = \min(1, \sum_j r_{ij})` (:meth:`keep_probability`), and its missing entries code experts that it
-    does not hold, drawn from :math:`p_i` without repetition. Without ``capacity`` there is no limit: r = min(1, p/√α).
+    :math:`\kappa_i = \min(1, \sum_j r_{ij})` (:meth:`~AssignmentDistribution.keep_probability`), and its missing
+    entries code experts that it does not hold, drawn from :math:`p_i` without repetition. Without ``capacity`` there is
+    no limit: r = min(1, p/√α).
     Which experts go together is the algorithm's own affair and may change between versions: weights and marginals do
     not depend on it, functions of a whole set do. Probabilities of pairs have no closed form.
 
-    The joint probability of a draw has no tractable form: :meth:`log_prob` raises. The router objective does not need
+    The joint probability of a draw has no tractable form: ``log_prob`` raises. The router objective does not need
     it (:class:`~prob_moe.estimators.TraceRouting_ELBO`).
 
     Cost: a convex dual in k prices, a few passes of O(nk), and O(nk^2) at worst for the rounding. The mode is the

@@ -42,7 +42,7 @@ class TraceMixture_ELBO(PerDatapointELBO):
     **Assumption.** Datapoints meet through the capacity only, which is checked once under Pyro's validation, as in
     :class:`~prob_moe.estimators.TraceRouting_ELBO`.
 
-    At m = 1 < k the router's gradient would know nothing of y: :meth:`loss` gives the value, gradients are refused.
+    At m = 1 < k the router's gradient would know nothing of y: ``loss`` gives the value, gradients are refused.
 
     :param kwargs: ``num_particles``, ``vectorize_particles``, ``max_plate_nesting``, ``retain_graph`` as in Pyro.
     :raises ValueError: if the model has no such site, or several, or one after it; if datapoints are found to meet.

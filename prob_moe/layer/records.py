@@ -20,8 +20,8 @@ class RecordedLayer:
     """
     What a record holds of one call of one layer.
 
-    :param value: the assignment, long (*batch, n), or (*batch, m, n) with m experts per datapoint, :data:`MISSING` in
-        padding; None of a rule that chooses no experts.
+    :param value: the assignment, long (*batch, n), or (*batch, m, n) with m experts per datapoint, the least
+        long number in padding; None of a rule that chooses no experts.
     :param log_proposal: float64 in the shape of the value, nats, see :class:`~prob_moe.distributions.draw.Draw`; None
         where the assignment was not drawn from a law: of a rule, or while serving.
     :param num_experts: k.

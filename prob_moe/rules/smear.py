@@ -61,8 +61,8 @@ class SMEAR(RoutingRule):
     **Objective:** the loss of this other, deterministic model, for which the gradient is exact, to the router too.
     Its hidden layer sits behind an average, so it is neither the mixture of the experts' outputs nor the router
     objective; only for linear experts it equals the dense mixture :math:`\sum_j p_{ij} f_j(x_i)`. **Cost:** with one
-    merged expert a batch (``shared=True``) that of one expert plus the merge, O(k |θ|); with one a datapoint as much
-    as all k experts, in O(nkd) memory. There is no capacity.
+    merged expert a batch (``shared=True``) that of one expert plus the merge, :math:`O(k |\theta|)`; with one a
+    datapoint as much as all k experts, in O(nkd) memory. There is no capacity.
 
     Source: Muqeeth, Liu & Raffel (2023), "Soft merging of experts with adaptive routing". The authors
     merge once for a whole example (``shared=True``), from the mean of its hidden states, which in a decoder leaks the

@@ -1,0 +1,39 @@
+"""What the pages of the site promise: that nothing public is left out, and that what they name exists."""
+
+import pkgutil
+import re
+from importlib import import_module
+from pathlib import Path
+
+import prob_moe
+
+NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
+#: modules that other rooms share, whose names are not meant for users
+HELPERS = {"padding", "prediction", "recomputation"}
+
+
+def test_every_public_room_has_a_page_of_the_reference() -> None:
+    rooms = {module.name for module in pkgutil.iter_modules(prob_moe.__path__) if not module.name.startswith("_")}
+    pages = {page.stem for page in (NOTEBOOKS / "api").glob("*.md")} - {"index"}
+    assert rooms - HELPERS == pages, "notebooks/api has one page for each room of prob_moe that is not in HELPERS"
+    index = (NOTEBOOKS / "api" / "index.md").read_text(encoding="utf-8").splitlines()
+    assert pages <= set(index), "notebooks/api/index.md lists every page"
+    for name in pages:
+        assert f"automodule:: prob_moe.{name}\n" in (NOTEBOOKS / "api" / f"{name}.md").read_text(encoding="utf-8")
+
+
+def test_the_top_names_only_what_the_reference_has() -> None:
+    for room, names in prob_moe._ROOMS.items():
+        public = getattr(import_module(f"prob_moe.{room}"), "__all__", None)
+        assert public is None or set(names) <= set(public)
+
+
+def test_every_page_is_in_a_table_of_contents() -> None:
+    """Sphinx says so too, at the end of a build that takes longer."""
+    listed = set()
+    for page in NOTEBOOKS.rglob("*.md"):
+        for block in re.findall(r"```\{toctree\}\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL):
+            for entry in block.splitlines():
+                if entry and not entry.startswith(":"):
+                    listed |= {path.resolve() for path in page.parent.glob(f"{entry}.md")}
+    assert listed == {page.resolve() for page in NOTEBOOKS.rglob("*.md")} - {(NOTEBOOKS / "index.md").resolve()}
