@@ -14,44 +14,21 @@ from pyro.nn import PyroModule
 from pyro.ops.provenance import get_provenance
 from torch import nn
 
-from prob_moe.distributions import CapacitySkip, DependentRounding, GumbelMatching, IndependentRouting
+from prob_moe.distributions import CapacitySkip, IndependentRouting
 from prob_moe.estimators import DecayingAverage, LeaveOneOut, TraceRouting_ELBO
 from prob_moe.experts import BatchedExperts
 from prob_moe.layer import ExpertLayer
 from prob_moe.layer.recording import record_routing
 from prob_moe.layer.replaying import replay_routing
 from prob_moe.rules import SMEAR, BASELayer, HashRouting, LossFreeBias, RoutingRule, SoftMoE, Switch
-from tests.compiler import needs_compiler
-from tests.rules.test_contract import RULES as RULE_CASES
-from tests.rules.test_contract import K
+from tests.layer.cases import DISTRIBUTIONS, RULES, D, K, datapoints, experts_of, layer_of, options_for
 
-D = 4
-DISTRIBUTIONS = {kind.__name__: kind for kind in (IndependentRouting, CapacitySkip, GumbelMatching, DependentRounding)}
-RULES = {name: case.make() for name, case in RULE_CASES.items()}
 every_routing = pytest.mark.parametrize(
     "assignment", [*DISTRIBUTIONS.values(), *RULES.values()], ids=[*DISTRIBUTIONS, *RULES]
 )
 every_distribution = pytest.mark.parametrize("assignment", DISTRIBUTIONS.values(), ids=DISTRIBUTIONS)
 #: what a datapoint gets depends on its companions, in serving too
 MIXES_DATAPOINTS = ("expert choice", "Soft MoE", "SMEAR, shared", "sparse transport")
-
-
-def experts_of():
-    return BatchedExperts(K, D, 5, D, activation=torch.tanh, dtype=torch.float64)
-
-
-def layer_of(assignment, **options):
-    if isinstance(assignment, RoutingRule):
-        return ExpertLayer(None, experts_of(), copy.deepcopy(assignment), **options)
-    return ExpertLayer(None, experts_of(), assignment, **({"capacity_factor": 1.0} | options))
-
-
-def datapoints(*shape):
-    return torch.randn(*shape, D, dtype=torch.float64)
-
-
-def options_for(assignment, x):
-    return {"identity": (x[..., 0] * 1e3).long()} if isinstance(assignment, HashRouting) else {}
 
 
 @every_routing
@@ -70,32 +47,6 @@ def test_a_training_step_in_plain_torch(assignment):
         if expects_gradient or "router" not in name:
             assert parameter.grad is not None, name
             assert bool(parameter.grad.isfinite().all()), name
-
-
-@pytest.mark.parametrize("assignment", RULES.values(), ids=RULES)
-def test_rules_give_the_gradients_of_their_formula(assignment):
-    layer, x = layer_of(assignment), datapoints(2, 7)
-    twin, options = copy.deepcopy(layer), options_for(assignment, x)
-    torch.manual_seed(1)
-    with record_routing() as routed:
-        out = layer(x, **options)
-    torch.manual_seed(1)
-    torch.empty((), dtype=torch.long).random_()  # the layer's own number
-    routing = twin.rule(twin.router(x), **options)
-    expected = routing.output(twin.experts, x)
-    torch.testing.assert_close(out, expected)
-    torch.testing.assert_close(routed.loss, routing.loss)
-    surrogate = routed.surrogate(out.square().sum(-1)).sum() + routed.loss.sum()
-    for ours, theirs in (
-        (surrogate, expected.square().sum() + routing.loss.sum()),
-        (routed.surrogate(out.sum((-2, -1)), objective="balanced").sum(), expected.sum()),
-    ):
-        gradients = torch.autograd.grad(ours, list(layer.parameters()), allow_unused=True, retain_graph=True)
-        formula = torch.autograd.grad(theirs, list(twin.parameters()), allow_unused=True, retain_graph=True)
-        for gradient, exact in zip(gradients, formula, strict=True):
-            assert (gradient is None) == (exact is None)
-            if exact is not None:
-                torch.testing.assert_close(gradient, exact, rtol=1e-10, atol=1e-12)
 
 
 @every_routing
@@ -194,42 +145,6 @@ def test_experts_of_any_form_keep_the_provenance_of_what_they_process(second, st
     assert sources == ({"experts", "experts:2"} if second is CapacitySkip else {"experts"})
 
 
-@pytest.mark.parametrize("elbo", [pyro.infer.Trace_ELBO, pyro.infer.TraceGraph_ELBO])
-@pytest.mark.parametrize("assignment", [CapacitySkip, GumbelMatching, Switch])
-def test_pyros_own_elbos(assignment, elbo):
-    """With a guide that draws from the layers' own procedures: the balanced objective."""
-    model = Model(layer_of(assignment), layer_of(assignment))
-    guide = pyro.poutine.block(model, hide_fn=lambda site: site["name"] not in ("first", "second"))
-    x, y = datapoints(2, 5), torch.randn(2, 5, dtype=torch.float64)
-    assert elbo(max_plate_nesting=2).loss_and_grads(model, guide, x, y) > 0
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None, name
-        assert bool(parameter.grad.isfinite().all()), name
-
-
-@every_distribution
-def test_pyro_and_plain_torch_have_one_gradient(assignment):
-    """The same draw gives the same, through the ELBO and through the recorder."""
-    layer, x, y = layer_of(assignment), datapoints(7), torch.randn(7, dtype=torch.float64)
-
-    def model(x, y):
-        out = layer(x)
-        with pyro.plate("data", 7):
-            pyro.sample("y", Normal(out.sum(-1), 1.0), obs=y)
-
-    torch.manual_seed(1)
-    with record_routing() as routed:
-        out = layer(x)
-    plain = routed.surrogate(-Normal(out.sum(-1), 1.0).log_prob(y)).sum()
-    torch.manual_seed(1)
-    torch.empty((), dtype=torch.long).random_()  # the layer's own number
-    elbo = TraceRouting_ELBO(max_plate_nesting=1).differentiable_loss(model, None, x, y)
-    torch.testing.assert_close(elbo, plain)
-    parameters = list(layer.parameters())
-    for ours, theirs in zip(torch.autograd.grad(elbo, parameters), torch.autograd.grad(plain, parameters), strict=True):
-        torch.testing.assert_close(ours, theirs)
-
-
 # Names ---------------------------------------------------------------------------------------------------------------
 
 
@@ -261,22 +176,6 @@ def test_explicit_names_are_unique():
         net(x)
     with pytest.raises(ValueError, match="name='moe' is used twice"):
         pyro.poutine.trace(net).get_trace(x)
-
-
-@needs_compiler
-def test_compiled_networks_equal_eager_ones():
-    net, x = nn.Sequential(nn.Linear(D, D, dtype=torch.float64), layer_of(CapacitySkip)), datapoints(6)
-    compiled = torch.compile(net, backend="aot_eager")
-
-    def gradients(call):
-        torch.manual_seed(4)
-        with record_routing() as routed:
-            out = call(x)
-        assert list(routed.record().layers) == ["1"]
-        return torch.autograd.grad(routed.surrogate(out.square().sum(-1)).sum(), list(net.parameters()))
-
-    for ours, expected in zip(gradients(compiled), gradients(net), strict=True):
-        torch.testing.assert_close(ours, expected)
 
 
 # What moves, what warns, what is refused -----------------------------------------------------------------------------
