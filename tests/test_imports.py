@@ -21,7 +21,8 @@ def test_names_of_the_top(name: str) -> None:
 
 
 def test_the_package_alone_loads_no_kernels() -> None:
-    assert not {"numba", "torch", "pyro"} & loaded_by("import prob_moe")
+    assert not {"numba", "torch", "pyro", "sklearn"} & loaded_by("import prob_moe")
+    assert "sklearn" not in loaded_by("import prob_moe.mixture, prob_moe.layer")
     assert {"numba", "torch", "pyro"} <= loaded_by("from prob_moe import GumbelMatching")
 
 

@@ -1,0 +1,16 @@
+"""
+Mixtures of experts as scikit-learn estimators, for tables; needs the extra ``prob_moe[sklearn]``.
+
+:class:`MixtureRegressor` fits by exact maximum likelihood: what statisticians call mixtures of regressions with
+concomitant variables.
+"""
+
+try:
+    import sklearn as _sklearn  # noqa: F401
+except ImportError as _error:
+    raise ImportError("prob_moe.sklearn needs scikit-learn: pip install 'prob_moe[sklearn]'") from _error
+
+from prob_moe.sklearn.base import FloorWarning
+from prob_moe.sklearn.regressor import MixtureRegressor
+
+__all__ = ["FloorWarning", "MixtureRegressor"]

@@ -1,0 +1,109 @@
+"""Fitted estimators as files of tensors and JSON, without pickled code."""
+
+import json
+from dataclasses import fields
+from os import PathLike
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import check_is_fitted
+
+from prob_moe.sklearn.fitted import FittedMixture
+from prob_moe.sklearn.table import Standard
+
+#: Of the files; raised whenever older ones cannot be read as they are.
+VERSION = 1
+
+
+class SavedEstimator(BaseEstimator):
+    """Estimators with :meth:`save` and :meth:`load`."""
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """
+        Write one file, in the format of safetensors: arrays, and in its header options and numbers as JSON. A
+        ``random_state`` that is no int is left out.
+
+        :raises sklearn.exceptions.NotFittedError: there is nothing to save.
+        """
+        check_is_fitted(self, "mixture_")
+        options = self.get_params(deep=False)
+        if not isinstance(options.get("random_state"), int):
+            options["random_state"] = None
+        arrays: dict[str, Any] = {}
+        values: dict[str, Any] = {}
+        for name, value in (vars(self) | _flat(self.mixture_)).items():
+            if name in options or name == "mixture_":
+                continue
+            if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
+                arrays[name] = np.ascontiguousarray(value)
+            else:
+                values[name] = value.tolist() if isinstance(value, np.ndarray) else value
+        header = {"format": "prob_moe.sklearn", "version": VERSION, "class": type(self).__name__}
+        header |= {"options": options, "values": values}
+        destination = Path(path)
+        unfinished = destination.with_name(destination.name + ".part")
+        save_file(arrays, unfinished, {"prob_moe": json.dumps(header, default=_plain)})
+        unfinished.replace(destination)
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> Self:
+        """
+        :returns: the estimator that was saved.
+        :raises ValueError: the file is no such file, or one of another class or version.
+        """
+        try:
+            with safe_open(path, "np") as file:
+                header = json.loads((file.metadata() or {}).get("prob_moe", "{}"))
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise ValueError(f"path={str(path)!r} is no file of a saved estimator, or a part of one: {error}") from None
+        if header.get("format") != "prob_moe.sklearn":
+            raise ValueError(f"path={str(path)!r} is a file of safetensors, but not of a saved estimator")
+        if header["version"] != VERSION:
+            raise ValueError(f"path={str(path)!r} is of version {header['version']}; this library reads {VERSION}")
+        if header["class"] != cls.__name__:
+            raise ValueError(f"path={str(path)!r} holds a {header['class']}; use {header['class']}.load")
+        estimator = cls(**header["options"])
+        state = arrays | header["values"]
+        if "feature_names_in_" in state:
+            state["feature_names_in_"] = np.array(state["feature_names_in_"], dtype=object)
+        estimator.mixture_ = _mixture(state)
+        for name, value in state.items():
+            if not name.startswith("mixture_."):
+                setattr(estimator, name, value)
+        return estimator
+
+
+def _flat(mixture: FittedMixture) -> dict[str, Any]:
+    """Fields by name; those of fields by two names."""
+    flat: dict[str, Any] = {}
+    for field in fields(mixture):
+        value = getattr(mixture, field.name)
+        if isinstance(value, Standard):
+            flat |= {f"mixture_.{field.name}.{name}": part for name, part in value._asdict().items()}
+        else:
+            flat[f"mixture_.{field.name}"] = value
+    return flat
+
+
+def _mixture(state: dict[str, Any]) -> FittedMixture:
+    values: dict[str, Any] = {}
+    for field in fields(FittedMixture):
+        name = f"mixture_.{field.name}"
+        if name in state:
+            values[field.name] = state[name]
+        else:
+            values[field.name] = Standard(**{part: state[f"{name}.{part}"] for part in Standard._fields})
+    return FittedMixture(**values)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} {value!r} cannot be saved as JSON")

@@ -1,0 +1,79 @@
+"""Where the search for a maximum begins: responsibilities of the experts for the units."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prob_moe.sklearn.em import maximisation_step
+from prob_moe.sklearn.parameters import Parts
+from prob_moe.sklearn.problem import Problem
+
+
+def starting_vectors(problem: Problem, restarts: int, generator: np.random.RandomState) -> Tensor:
+    """
+    Half of the starts have random responsibilities, among which every second one is a smooth function of columns and
+    target; in the other half one expert has few rows and those that are nearest to them, because sharp maxima are not
+    found from random starts.
+
+    A start depends on the table and its weights; who calls takes care that neither the order of the rows, nor writing a
+    row twice instead of giving it twice the weight, makes another table.
+
+    :returns: (restarts, D), after one step of expectation maximisation from the responsibilities.
+    """
+    units = len(problem.unit_weights)
+    responsibilities = torch.empty(restarts, problem.num_experts, units, dtype=torch.float64)
+    makers = [_random, _sharp, _smooth, _sharp]
+    for r in range(restarts):
+        responsibilities[r] = makers[r % len(makers)](problem, generator)
+    flat = problem.family.flat(problem)
+    layout = problem.layout
+    router = torch.zeros(restarts, problem.num_experts, layout.num_router_columns, dtype=torch.float64)
+    share = (responsibilities @ problem.unit_weights) / problem.unit_weights.sum()
+    router[..., 0] = share.clamp(min=1e-6).log()
+    location = flat.location.expand(restarts, problem.num_experts, -1, -1)
+    dispersion = flat.dispersion.expand(restarts, problem.num_experts, -1)
+    vectors = layout.join(Parts(location, dispersion, router))
+    return maximisation_step(problem, vectors, responsibilities)
+
+
+def _random(problem: Problem, generator: np.random.RandomState) -> Tensor:
+    """Uniform on the simplex, for every unit by itself."""
+    waiting = generator.standard_exponential((problem.num_experts, len(problem.unit_weights)))
+    return torch.from_numpy(waiting / waiting.sum(0))
+
+
+def _smooth(problem: Problem, generator: np.random.RandomState) -> Tensor:
+    """A softmax of random linear functions of what router and experts see and of the target."""
+    columns = torch.cat([problem.columns[:, 1:], problem.target[:1].mT], 1)
+    mean = problem.per_unit(columns, 0)
+    seen = torch.cat([problem.router_columns, mean], 1)
+    slopes = torch.from_numpy(generator.standard_normal((problem.num_experts, seen.shape[1])))
+    return (slopes @ seen.mT * generator.uniform(0.5, 5)).softmax(0)
+
+
+def _sharp(problem: Problem, generator: np.random.RandomState) -> Tensor:
+    """The first expert has p random units and the nearest ones, by residuals or by distance; the others the rest."""
+    units, p = len(problem.unit_weights), problem.layout.num_columns
+    weights = problem.unit_weights.numpy()
+    size = min(p, units)
+    chosen = generator.choice(units, size, replace=False, p=weights / weights.sum())
+    most = max(size + 1, units // problem.num_experts)
+    count = min(round(size * (most / size) ** generator.uniform()), units)
+    member = torch.zeros(units, dtype=torch.float64)
+    member[chosen] = 1.0
+    rows = member if problem.units is None else member[problem.units]
+    if generator.uniform() < 0.75:
+        distance = problem.family.distance_to_fit(problem, rows)
+    else:
+        centre = problem.columns[rows > 0]
+        distance = torch.cdist(problem.columns, centre).amin(1)
+    distance = problem.per_unit(distance)
+    member[distance.argsort(stable=True)[:count]] = 1.0
+    rest = _random(problem, generator)
+    rest[0] = 0
+    if problem.num_experts == 1:
+        return torch.ones(1, units, dtype=torch.float64)
+    rest = rest / rest.sum(0)
+    first = torch.zeros_like(rest)
+    first[0] = 1
+    return torch.where(member > 0, first, rest)
