@@ -1,6 +1,5 @@
 """Layers that give every datapoint several experts: gradients by enumeration, replay, serving, what is refused."""
 
-import copy
 from functools import partial
 
 import pytest
@@ -15,10 +14,9 @@ from prob_moe.distributions import (
     IndependentRouting,
     mixture_bound,
 )
-from prob_moe.distributions.sets import set_log_prob
 from prob_moe.estimators import DecayingAverage
 from prob_moe.experts import BatchedExperts
-from prob_moe.layer import ExpertLayer, record_routing, replay_routing
+from prob_moe.layer import ExpertLayer, record_routing
 from prob_moe.rules import Switch
 from prob_moe.testing import exact_mixture_bound
 from tests.estimators.replicas import standard_errors_off
@@ -235,71 +233,6 @@ def test_serving_takes_the_favourites():
     torch.testing.assert_close(gated(x).squeeze(-1), (p * outs).sum(-1) / p.sum(-1))
     torch.testing.assert_close(apart(x).squeeze(-1), outs.mT)
     torch.testing.assert_close(gated(x[4:5]), gated(x)[4:5])
-
-
-# Records -------------------------------------------------------------------------------------------------------------
-
-
-class Scaled(nn.Module):
-    def __init__(self, scale: float):
-        super().__init__()
-        self.scale = nn.Parameter(torch.tensor(scale, dtype=F64))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.scale * x.square() * torch.tensor([1.0, -1.0, 0.5], dtype=F64) + x
-
-
-def pair(assignment, capacity):
-    experts = BatchedExperts(K, 1, None, 1, dtype=F64)
-    make = partial(ExpertLayer, assignment=assignment, num_selected=2, capacity=capacity)
-    return make(Scaled(1.0), experts), make(Scaled(-2.0), copy.deepcopy(experts))
-
-
-def test_the_ratio_of_sets_equals_enumeration():
-    behaviour, present = pair(IndependentRouting, None)
-    x = inputs(4)
-    many = x.expand(500, 4, 1)
-    with torch.no_grad(), record_routing() as rollout:
-        behaviour(many)
-    with replay_routing(rollout.record()), record_routing() as routed:
-        out = present(many)
-    value = rollout.record().layers["experts"].value
-    assert torch.equal(routed.record().layers["experts"].value, value)
-    assert out.shape == (500, 2, 4, 1)
-    expected = torch.zeros(500, 4, dtype=F64)
-    for layer, sign in ((present, 1), (behaviour, -1)):
-        p = layer.router(x).softmax(-1)
-        odds = {frozenset((a, b)): p[:, a] * p[:, b] for a in range(K) for b in range(a)}
-        total = sum(odds.values())
-        for row in range(500):
-            for i in range(4):
-                expected[row, i] += sign * (odds[frozenset(value[row, :, i].tolist())] / total)[i].log().item()
-    torch.testing.assert_close(routed.log_ratio().detach(), expected)
-    # Its mean over sets is 1, and it moves the present router.
-    sets = torch.tensor([[0, 1], [0, 2], [1, 2]]).view(3, 2, 1).expand(3, 2, 4)
-    log_p = set_log_prob(behaviour.router(x).log_softmax(-1), sets)
-    ratio = set_log_prob(present.router(x).log_softmax(-1), sets) - log_p
-    torch.testing.assert_close((log_p + ratio).exp().sum(0), torch.ones(4, dtype=F64))
-    assert torch.autograd.grad(routed.log_ratio().sum(), present.router.scale)[0] != 0
-
-
-@pytest.mark.parametrize(("assignment", "capacity"), [(CapacitySkip, 2), (DependentRounding, 2)])
-def test_a_record_keeps_what_its_draw_knew(assignment, capacity):
-    """The bound of a replay has the present p, and the recorded inclusion and keep probabilities."""
-    behaviour, present = pair(assignment, capacity)
-    x = inputs(4)
-    with record_routing() as rollout:
-        behaviour(x)
-    ((law, value),) = (visit.drawn for visit in rollout.visits)
-    with replay_routing(rollout.record()), record_routing() as routed:
-        out = present(x)
-    surrogate = routed.surrogate(losses_of(out), objective="mixture")
-    log_pi = law.router_log_prob(value) - law.log_importance_weights(value)
-    log_p = present.law(present.router(x)).router_log_prob(value)
-    log_w = (log_p - log_pi).masked_fill(value < 0, -torch.inf).detach()
-    torch.testing.assert_close(surrogate, -mixture_bound(log_w, log_p, -losses_of(out), law.keep_probability(value)))
-    with pytest.raises(ValueError, match="'experts' has num_selected=2, for which log_ratio needs IndependentRouting"):
-        routed.log_ratio()
 
 
 # What is refused -----------------------------------------------------------------------------------------------------
