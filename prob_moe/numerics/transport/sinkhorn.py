@@ -41,7 +41,9 @@ def sinkhorn_log_plan(
         log_sums = log_plan.logsumexp(-2, keepdim=True)
         # An expert that is forbidden to all, or a batch of padding only, has nothing to scale.
         excess = torch.where(log_sums == -torch.inf, 0.0, log_sums - log_share)
-        if bool((excess.expm1().abs() <= tolerance).all()):
+        done = (excess.expm1().abs() <= tolerance).all(-1, keepdim=True)
+        if bool(done.all()):
             break
-        prices = prices + excess
+        # A batch element's plan does not depend on how long others take.
+        prices = torch.where(done, prices, prices + excess)
     return log_plan
