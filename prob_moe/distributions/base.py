@@ -8,6 +8,7 @@ from torch import Tensor
 
 from prob_moe._transforms import untraced
 from prob_moe.distributions.draw import AnyDraw, Draw, attach, draw_of
+from prob_moe.distributions.keyed_draws import keyed_draw, unkeyed_sample
 from prob_moe.distributions.noise import Generators, gumbel_noise_like
 from prob_moe.distributions.problem import RoutingProblem
 from prob_moe.distributions.sets import code_dropped
@@ -60,8 +61,9 @@ class AssignmentDistribution(RoutingProblem):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         # Everybody's draws, also those of procedures that are written elsewhere.
-        for name in {"draw", "sample"} & vars(cls).keys():
-            setattr(cls, name, untraced(getattr(cls, name)))
+        for name, wrapped in {"draw": keyed_draw, "sample": unkeyed_sample}.items():
+            if name in vars(cls):
+                setattr(cls, name, untraced(wrapped(getattr(cls, name))))
 
     def __call__(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
         """

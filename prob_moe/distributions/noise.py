@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from prob_moe._transforms import refuse_tracing
+from prob_moe.distributions.keyed_draws import keyed_generators
 
 #: None for torch's generator, one for the whole draw, or one for every element of sample and batch shape, in order
 Generators = torch.Generator | Sequence[torch.Generator] | None
@@ -26,15 +27,20 @@ def gumbel_noise_like(tensor: Tensor, generator: Generators = None) -> Tensor:
 
 
 def uniform_noise(
-    shape: torch.Size, device: torch.device, generator: Generators = None, *, event_dim: int = 1
+    shape: torch.Size,
+    device: torch.device,
+    generator: Generators = None,
+    *,
+    event_dim: int = 1,
+    dtype: torch.dtype = torch.float64,
 ) -> Tensor:
     """
-    Uniform variables on [0, 1), float64.
+    Uniform variables on [0, 1).
 
     :param shape: (*, count), with ``count`` numbers for every problem.
     :param event_dim: how many dimensions at the end belong to one problem.
     """
-    noise = torch.empty(shape, dtype=torch.float64, device=device)
+    noise = torch.empty(shape, dtype=dtype, device=device)
     for part, source in _parts(noise, generator, event_dim=event_dim):
         part.uniform_(generator=source)
     return noise
@@ -42,9 +48,11 @@ def uniform_noise(
 
 def _parts(noise: Tensor, generator: Generators, event_dim: int) -> list[tuple[Tensor, torch.Generator | None]]:
     refuse_tracing("a draw of random numbers")
+    lead = noise.shape[: noise.dim() - event_dim]
+    if generator is None:
+        generator = keyed_generators(lead, noise.device)
     if generator is None or isinstance(generator, torch.Generator):
         return [(noise, generator)]
-    lead = noise.shape[: noise.dim() - event_dim]
     check_generators(generator, lead)
     return list(zip(noise.view(lead.numel(), *noise.shape[len(lead) :]).unbind(), generator))
 

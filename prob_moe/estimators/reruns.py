@@ -13,6 +13,7 @@ from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from prob_moe.distributions.keyed_draws import particles_kept
 from prob_moe.estimators.sites import Program, is_assignment
 
 
@@ -64,7 +65,7 @@ def _random_state_kept() -> Iterator[None]:
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
     state = get_rng_state()
     try:
-        with torch.random.fork_rng(devices=devices):
+        with torch.random.fork_rng(devices=devices), particles_kept():
             yield
     finally:
         set_rng_state(state)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from prob_moe.distributions.noise import uniform_noise
 from prob_moe.experts.validation import check_positive_int
 from prob_moe.rules.base import RoutingRule, SparseRouting, top_choices
 from prob_moe.rules.choices import assign_choices
@@ -73,7 +74,7 @@ class SigmaMoE(RoutingRule):
         # The sigmoid is monotone, but saturates: the logits still tell large scores apart.
         scores = logits.detach()
         if self.training and self.expert_dropout:
-            hidden = torch.rand(scores.shape, device=scores.device) < self.expert_dropout
+            hidden = uniform_noise(scores.shape, scores.device, event_dim=2, dtype=torch.float32) < self.expert_dropout
             scores = scores.masked_fill(hidden, -torch.inf)
         choices = top_choices(scores, self.num_selected)
         visible = scores.mT.gather(-2, choices) > -torch.inf

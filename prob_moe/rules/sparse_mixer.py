@@ -5,7 +5,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from prob_moe.distributions.noise import gumbel_noise_like
+from prob_moe.distributions.noise import gumbel_noise_like, uniform_noise
 from prob_moe.rules.base import RoutingRule, SparseRouting
 from prob_moe.rules.losses import check_weight, load_balancing_loss
 
@@ -70,7 +70,8 @@ class SparseMixer(RoutingRule):
         best = windowed.argmax(-1)
         if self.training:
             choices = (windowed.detach() + gumbel_noise_like(windowed)).argmax(-1)
-            full = (choices == best) | (torch.rand(best.shape, device=best.device) < self.full_probability)
+            uniform = uniform_noise(best.shape, best.device, dtype=torch.float32)
+            full = (choices == best) | (uniform < self.full_probability)
         else:
             choices, full = best, torch.ones_like(best, dtype=torch.bool)
         loss = self.load_balancing * load_balancing_loss(windowed, choices, mask)
