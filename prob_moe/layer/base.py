@@ -1,6 +1,8 @@
 """Router, assignment distribution and experts: the one way from datapoints through a law to outputs."""
 
+import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,11 +12,13 @@ from pyro.ops.provenance import detach_provenance
 from torch import Tensor, nn
 
 from prob_moe.distributions import AssignmentDistribution
+from prob_moe.distributions.keyed_draws import Visit, draws_at
 from prob_moe.distributions.support import router_choices
 from prob_moe.estimators.baselines import Baseline
 from prob_moe.estimators.sites import outside_plate
 from prob_moe.experts.validation import check_positive_int
 from prob_moe.layer.parts import baseline_infer, slots_for
+from prob_moe.parallel.experts import ParallelExperts
 from prob_moe.rules.losses import check_weight, load_balancing_loss
 
 
@@ -118,7 +122,22 @@ class RoutedExperts(nn.Module):
         :param x: what a baseline network sees, (*batch, n, d).
         """
         law = self.law_beside_plate(logits, mask)
-        return Site(law, pyro.sample(name, law, infer=baseline_infer(self.baseline, x)))
+        with self.draws_of(name, logits):
+            return Site(law, pyro.sample(name, law, infer=baseline_infer(self.baseline, x)))
+
+    def draws_of(self, site: str, logits: Tensor, **options: Any) -> AbstractContextManager[Visit | None]:
+        """
+        What :class:`~prob_moe.distributions.KeyedDraws` say of a site. They are required where other processes have
+        other parts of the batch.
+
+        :param options: of :func:`~prob_moe.distributions.draws_at`.
+        """
+        return draws_at(site, math.prod(logits.shape[:-2]), required=self.shares_batch, **options)
+
+    @property
+    def shares_batch(self) -> bool:
+        """Whether other processes have other batch elements of the same batch."""
+        return isinstance(self.experts, ParallelExperts) and self.experts.layout.num_processes > 1
 
     def process(
         self,

@@ -1,6 +1,5 @@
 """A layer of experts for any network, in plain torch and in Pyro."""
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -8,28 +7,32 @@ from typing import Any, Literal
 import torch
 from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from prob_moe.distributions import AssignmentDistribution, DependentRounding
+from prob_moe.distributions.keyed_draws import keyed
 from prob_moe.distributions.sets import entries_of, most_wanted
 from prob_moe.estimators.baselines import Baseline
 from prob_moe.experts import BatchedExperts
 from prob_moe.layer.base import RoutedExperts, add_loss
 from prob_moe.layer.moves import Moves, Step
-from prob_moe.layer.names import name_in, names_in_trace
+from prob_moe.layer.names import module_path, name_in, names_in_trace
 from prob_moe.layer.parts import (
     baseline_infer,
     check_datapoints,
     combine_by_gates,
+    divided,
     experts_of,
     linear_router,
     router_logits,
     rule_of,
 )
-from prob_moe.layer.recording import recorder
+from prob_moe.layer.recording import recorder, warn_where_nobody_records
 from prob_moe.layer.records import RecordedLayer, Visit, entry_mask, record_of_draw, without_padding
-from prob_moe.layer.replaying import as_drawn, replayed_layer, replaying
+from prob_moe.layer.replaying import as_drawn, number_of_pass, replayed_layer, replaying
 from prob_moe.layer.rule_parts import chosen_experts, sparse_routing, with_experts, with_slots
 from prob_moe.numerics._compiled import leaves_torch
+from prob_moe.parallel.gradients import sum_counts
 from prob_moe.recomputation import recomputing
 from prob_moe.rules import Routing, RoutingRule
 
@@ -88,6 +91,8 @@ class ExpertLayer(RoutedExperts):
         Pyro also ``infer["baseline"]`` options.
     :param load_balancing: weight of :func:`~prob_moe.rules.load_balancing_loss` on expected shares; for
         distributions, where rules have losses of their own.
+    :param mesh: to divide the experts among processes, see :class:`~prob_moe.parallel.ParallelExperts`; each calls the
+        layer with its own batch elements. Draws then need :class:`~prob_moe.distributions.KeyedDraws`.
     :raises ValueError: on arguments that do not fit; when called, on a router whose width is not that of the experts.
 
     >>> _ = torch.manual_seed(0)
@@ -111,6 +116,7 @@ class ExpertLayer(RoutedExperts):
         name: str | None = None,
         baseline: Baseline | nn.Module | dict[str, Any] | None = None,
         load_balancing: float = 0.0,
+        mesh: DeviceMesh | None = None,
     ) -> None:
         rule = rule_of(assignment, capacity, capacity_factor)
         kind = type(rule).__name__
@@ -125,9 +131,10 @@ class ExpertLayer(RoutedExperts):
             raise ValueError(
                 f"{kind} merges parameters: experts must be a BatchedExperts, got {type(experts).__name__}"
             )
+        router = linear_router(batched, rule) if router is None else router
         super().__init__(
-            linear_router(batched, rule) if router is None else router,
-            batched,
+            router,
+            batched if mesh is None else divided(batched, router, rule, mesh),
             None if rule is not None else assignment,  # type: ignore[arg-type]
             capacity=capacity,
             capacity_factor=capacity_factor,
@@ -144,9 +151,11 @@ class ExpertLayer(RoutedExperts):
         """
         Move what training moves without a gradient, once per optimiser step, after the backward pass: the bias of
         ``LossFreeBias``, and what baselines remember. ``forward`` and ``surrogate`` only collect; a second optimiser
-        step without this warns once.
+        step without this warns once. On a mesh every process has to call it.
         """
         if self.rule is not None:
+            if self.shares_batch:
+                sum_counts(self.rule.counted)
             self.rule.update()
         self._moves.update()
 
@@ -166,27 +175,34 @@ class ExpertLayer(RoutedExperts):
             if recorder() is not None or replaying():
                 raise ValueError("record_routing and replay_routing are for plain torch; in Pyro use trace and replay")
             return self._in_pyro(x, logits, mask, options)
-        repeated = recomputing()
-        recorded = replayed_layer(self, self.name, repeated=repeated)
-        if self.rule is not None:
-            out, visit = self._ruled(self.rule, x, logits, mask, options, recorded)
-            if self.training and not repeated and self.rule.waits_for_update:
-                self._moves.collect(self)
-        elif self.training or recorded is not None:
-            out, visit = self._drawn(x, logits, mask, recorded)
-            if self.training and torch.is_grad_enabled() and not repeated:
-                self._warn_where_nobody_records()
-        else:
-            out, visit = self._served(x, logits, mask)
-        if recorded is not None and out.grad_fn is not None:
-            # A repetition of this pass needs it as long as the graph lives.
+        repeated, number = recomputing(), number_of_pass()
+        recorded = replayed_layer(self, self.name, number, repeated=repeated)
+        site = (self.name or module_path(self) or "experts") if keyed() else "experts"
+        with self.draws_of(site, logits, number=number, repeated=repeated) as keys:
+            if self.rule is not None:
+                out, visit = self._ruled(self.rule, x, logits, mask, options, recorded)
+            elif self.training or recorded is not None:
+                out, visit = self._drawn(x, logits, mask, recorded)
+            else:
+                out, visit = self._served(x, logits, mask)
+        if self.training and not repeated:
+            self._watch()
+        if out.grad_fn is not None:
+            # A repetition of this pass needs them as long as the graph lives.
             metadata: dict[Any, Any] = out.grad_fn.metadata  # type: ignore[assignment]
-            metadata["prob_moe.replayed"] = recorded
+            metadata["prob_moe.repeated"] = (recorded, keys)
         routed = recorder()
         if routed is not None and not repeated:
             name = name_in(self, self.name, routed.names)
             routed.visits.append(replace(visit, name=name, with_gradient=torch.is_grad_enabled()))
         return out
+
+    def _watch(self) -> None:
+        if self.rule is None:
+            if torch.is_grad_enabled():
+                self._warned = self._warned or warn_where_nobody_records()
+        elif self.rule.waits_for_update:
+            self._moves.collect(self)
 
     def _learn(self, baseline: Baseline, step: Step) -> None:
         self._moves.collect(self, (baseline, step))
@@ -255,21 +271,13 @@ class ExpertLayer(RoutedExperts):
         value = None if chosen is None else without_padding(chosen, None if mask is None else mask.unsqueeze(-2))
         return out, Visit("", RecordedLayer(value, None, k), routing.loss)
 
-    def _warn_where_nobody_records(self) -> None:
-        if recorder() is None and not self._warned:
-            self._warned = True
-            warnings.warn(
-                "an ExpertLayer trains outside of Pyro and of record_routing(), so its router gets no gradient from "
-                "the loss; write `with record_routing() as routed: ...` and use routed.surrogate(loss)",
-                stacklevel=2,
-            )
-
     # In a Pyro model -------------------------------------------------------------------------------------------------
 
     def _in_pyro(self, x: Tensor, logits: Tensor, mask: Tensor | None, options: dict[str, Any]) -> Tensor:
         name = name_in(self, self.name, names_in_trace())
         if self.rule is not None:
-            routing = self.rule(logits, mask=mask, **options)
+            with self.draws_of(name, logits):
+                routing = self.rule(logits, mask=mask, **options)
             if self.training and not recomputing() and self.rule.waits_for_update:
                 self._moves.collect(self)
             add_loss(f"{name}_loss", routing.loss, x.shape[-2], mask)

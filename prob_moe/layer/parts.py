@@ -7,12 +7,15 @@ from typing import Any
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from prob_moe.distributions.checks import check_mask
 from prob_moe.estimators.baselines import Baseline, Network
 from prob_moe.estimators.site_baselines import check_baseline_options
 from prob_moe.experts import BatchedExperts, ModuleExperts, SlotExperts, StackedExperts
 from prob_moe.padding import blank
+from prob_moe.parallel.experts import ParallelExperts
+from prob_moe.parallel.mesh import agree, fingerprint
 from prob_moe.rules import RoutingRule
 
 
@@ -83,6 +86,9 @@ def slots_for(experts: nn.Module, x: Tensor, limit: int | None) -> int | None:
     :param limit: the most datapoints that an expert can get, or None.
     :returns: the slots to give to every expert; None for experts that look at the loads, and do what is fastest.
     """
+    if isinstance(experts, ParallelExperts):
+        # The loads of other processes are asked for only where nothing else bounds them.
+        return limit
     # A processor has the loads at once. Another device would wait for them, and slots within the limit waste little.
     if isinstance(experts, BatchedExperts | SlotExperts) and (limit is None or not x.is_cuda):
         return None
@@ -179,3 +185,22 @@ def linear_router(experts: BatchedExperts | SlotExperts, rule: RoutingRule | Non
         return nn.Linear(experts.in_features, columns, device=weight.device, dtype=weight.dtype)
     like = next(iter(experts.parameters()), torch.empty(0))
     return nn.LazyLinear(columns, device=like.device, dtype=like.dtype)
+
+
+def divided(
+    experts: BatchedExperts | SlotExperts, router: nn.Module, rule: RoutingRule | None, mesh: DeviceMesh
+) -> ParallelExperts:
+    """
+    :returns: the experts, of which this process keeps its own.
+    :raises NotImplementedError: for a rule that needs the parameters of all experts.
+    :raises ValueError: in all processes, if experts, router or rule differ between them, see
+        :class:`~prob_moe.parallel.ParallelExperts`.
+    """
+    if rule is not None and rule.merges_parameters:
+        raise NotImplementedError(
+            f"{type(rule).__name__} merges the parameters of all experts, which no process of a mesh has: give no mesh"
+        )
+    parallel = ParallelExperts(experts, mesh)  # type: ignore[arg-type]
+    form = " ".join(f"{router!r} {rule!r}".split())
+    agree(router_and_rule=form, initial_values_of_the_router=fingerprint(router))
+    return parallel

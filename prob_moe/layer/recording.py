@@ -1,5 +1,6 @@
 """What the expert layers of a network drew, outside of Pyro: records of it, and the losses made of it."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -152,3 +153,15 @@ def record_routing() -> Iterator[Routed]:
 def recorder() -> Routed | None:
     """:returns: where layers put what they draw; None outside of :func:`record_routing`."""
     return _recorder.get()
+
+
+def warn_where_nobody_records() -> bool:
+    """:returns: whether nobody records, of which it warns: for a distribution that trains outside of Pyro."""
+    if recorder() is not None:
+        return False
+    warnings.warn(
+        "an ExpertLayer trains outside of Pyro and of record_routing(), so its router gets no gradient from "
+        "the loss; write `with record_routing() as routed: ...` and use routed.surrogate(loss)",
+        stacklevel=4,
+    )
+    return True

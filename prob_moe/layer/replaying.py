@@ -68,13 +68,20 @@ def replaying() -> bool:
 _replayed: "weakref.WeakValueDictionary[int, RecordedLayer]" = weakref.WeakValueDictionary()
 
 
-def replayed_layer(layer: nn.Module, explicit: str | None, *, repeated: bool) -> RecordedLayer | None:
+def number_of_pass() -> int:
     """
+    :returns: a number by which a repetition of this pass finds what the first did, for it draws the same. Moves torch's
+        random state.
+    """
+    return int(torch.empty((), dtype=torch.long, device="cpu").random_())
+
+
+def replayed_layer(layer: nn.Module, explicit: str | None, number: int, *, repeated: bool) -> RecordedLayer | None:
+    """
+    :param number: of :func:`number_of_pass`.
     :param repeated: whether autograd repeats a forward pass.
-    :returns: what this call of a layer has to replay, None where it has to draw. Moves torch's random state by one
-        number, by which a repetition finds what the first pass replayed.
+    :returns: what this call of a layer has to replay, None where it has to draw.
     """
-    number = int(torch.empty((), dtype=torch.long, device="cpu").random_())
     if repeated:
         return _replayed.get(number)
     replay = _replay.get()

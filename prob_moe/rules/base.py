@@ -118,6 +118,11 @@ class RoutingRule(nn.Module, ABC):
         """
 
     @property
+    def counted(self) -> tuple[Tensor, ...]:
+        """What :meth:`update` looks at, summed over all datapoints of a step: processes that share them add it up."""
+        return ()
+
+    @property
     def waits_for_update(self) -> bool:
         """Whether :meth:`update` moves something."""
         return type(self).update is not RoutingRule.update

@@ -97,6 +97,10 @@ class LossFreeBias(RoutingRule):
         return logits.mT.gather(-2, choices).sigmoid(), None
 
     @property
+    def counted(self) -> tuple[Tensor, ...]:
+        return (self.counts,)
+
+    @property
     def waits_for_update(self) -> bool:
         return self.rate > 0
 
