@@ -37,3 +37,19 @@ def test_every_page_is_in_a_table_of_contents() -> None:
                 if entry and not entry.startswith(":"):
                     listed |= {path.resolve() for path in page.parent.glob(f"{entry}.md")}
     assert listed == {page.resolve() for page in NOTEBOOKS.rglob("*.md")} - {(NOTEBOOKS / "index.md").resolve()}
+
+
+def test_every_formula_names_tests_that_exist() -> None:
+    for page in sorted((NOTEBOOKS / "proofs").glob("*.md")):
+        sections = re.split(r"^## ", page.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
+        for section in sections:
+            title = f"{page.name}, section {section.splitlines()[0]!r}"
+            if title == "index.md, section 'Notation'":
+                continue
+            _, held, tests = section.partition("\nHeld by")
+            assert held, f"{title} names no test that holds it"
+            named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", tests)
+            assert named, f"{title} names no test that holds it"
+            for file, test in named:
+                functions = (NOTEBOOKS.parent / file).read_text(encoding="utf-8")
+                assert f"\ndef {test}(" in functions, f"{title}: {file} has no {test}"
