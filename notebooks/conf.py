@@ -27,9 +27,9 @@ autodoc_typehints = "signature"
 # is made, and read, without a network.
 nitpicky = True
 nitpick_ignore_regex = [
-    ("py:.*", r"(abc|collections|nn|numpy|pyro|rich|torch|typing|Distribution|ScoreParts)\b.*"),
+    ("py:.*", r"(?!prob_moe)[a-z_]+\..*|Distribution|ScoreParts"),
     # In signatures: what the public names are made of.
-    ("py:class", r"prob_moe\..*\.(AnyDraw|AssignmentConstraint|RoutingProblem|Site|Size|Visit)"),
+    ("py:class", r"prob_moe\..*\.(AnyDraw|AssignmentConstraint|RoutingProblem|Site|Size|Summary|Visit)"),
 ]
 
 html_theme = "furo"
