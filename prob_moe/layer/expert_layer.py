@@ -30,7 +30,7 @@ from prob_moe.layer.parts import (
 from prob_moe.layer.recording import recorder, warn_where_nobody_records
 from prob_moe.layer.records import RecordedLayer, Visit, entry_mask, record_of_draw, without_padding
 from prob_moe.layer.replaying import as_drawn, number_of_pass, replayed_layer, replaying
-from prob_moe.layer.rule_parts import chosen_experts, sparse_routing, with_experts, with_slots
+from prob_moe.layer.rule_parts import sparse_routing, with_experts, with_slots
 from prob_moe.numerics._compiled import leaves_torch
 from prob_moe.parallel.gradients import sum_counts
 from prob_moe.recomputation import recomputing
@@ -267,7 +267,7 @@ class ExpertLayer(RoutedExperts):
         if recorded is not None:
             routing = with_experts(rule, routing, logits, mask, recorded, k)
         out = self._output(routing, x, limited=self.training and recorded is None)
-        chosen = chosen_experts(routing)
+        chosen = routing.chosen
         value = None if chosen is None else without_padding(chosen, None if mask is None else mask.unsqueeze(-2))
         return out, Visit("", RecordedLayer(value, None, k), routing.loss)
 

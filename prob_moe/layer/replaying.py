@@ -43,11 +43,14 @@ _replay: ContextVar[Replay | None] = ContextVar("replay", default=None)
 @contextmanager
 def replay_routing(record: RoutingRecord) -> Iterator[None]:
     """
-    Let the expert layers of a network in training mode use the experts of a record, dropped datapoints included. Gates
-    (of rules) and log-probabilities come from the present routers.
+    Let the expert layers of a network use the experts of a record, dropped datapoints included. Gates (of rules) and
+    log-probabilities come from the present routers. Rules that choose no experts (dense mixture, SMEAR, Soft MoE) have
+    none to replay, and do as they always do.
 
     :raises ValueError: where record and network differ: in the names of layers, in numbers of experts, in shapes, or
         in where padding is.
+    :raises NotImplementedError: by a rule of one's own that does not tell what given experts contribute, see
+        :meth:`~prob_moe.rules.RoutingRule.replay`.
     """
     replay = Replay(record)
     token = _replay.set(replay)

@@ -14,7 +14,7 @@ from prob_moe.numerics.prices.likelihood import matching_log_prob
 from prob_moe.numerics.rounding.marginals import MinimumVarianceMarginals, minimum_variance_marginals, router_marginals
 from prob_moe.numerics.rounding.rounding import dependent_rounding
 from prob_moe.numerics.transport.sinkhorn import sinkhorn_log_plan
-from prob_moe.numerics.transport.sparse_transport import SparsePlan, sparse_transport
+from prob_moe.numerics.transport.sparse_transport import SparsePlan, sparse_transport, transport_rows
 
 __all__ = [
     "Matching",
@@ -38,4 +38,5 @@ __all__ = [
     "solve_assignment",
     "solve_partial_assignment",
     "sparse_transport",
+    "transport_rows",
 ]

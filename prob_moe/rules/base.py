@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from prob_moe._copies import copy_off_the_graph
 from prob_moe.distributions.capacity import resolve_capacity
 from prob_moe.distributions.checks import check_logit_values, check_logits, check_mask
+from prob_moe.distributions.support import router_choices
 from prob_moe.experts import BatchedExperts
 from prob_moe.experts.validation import check_positive_int, should_check_values
 
@@ -26,6 +27,23 @@ class Routing(ABC):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Routing":
         return copy_off_the_graph(self, memo)
+
+    @property
+    def chosen(self) -> Tensor | None:
+        """
+        Who goes to which expert, long (*batch, m, n), e, or ``~e`` where the expert does not process; None where no
+        experts are chosen.
+        """
+        return None
+
+    def with_experts(self, assignment: Tensor, gate: Tensor, carry: Tensor | None) -> "Routing":
+        """
+        :param assignment: coded as :attr:`chosen`.
+        :param gate: (*batch, m, n).
+        :param carry: see :class:`SparseRouting`.
+        :returns: the same routing by other experts, of any number of slots.
+        """
+        raise NotImplementedError(f"{type(self).__name__} chooses no experts that others could stand for")
 
     @abstractmethod
     def output(self, experts: BatchedExperts, x: Tensor) -> Tensor:
@@ -54,6 +72,13 @@ class SparseRouting(Routing):
     slots: int | None
     loss: Tensor
     carry: Tensor | None = None
+
+    @property
+    def chosen(self) -> Tensor:
+        return self.assignment
+
+    def with_experts(self, assignment: Tensor, gate: Tensor, carry: Tensor | None) -> "SparseRouting":
+        return SparseRouting(assignment, gate, None, self.loss, carry)
 
     def output(self, experts: BatchedExperts, x: Tensor) -> Tensor:
         *batch, choices, n = self.assignment.shape
@@ -139,7 +164,7 @@ class RoutingRule(nn.Module, ABC):
 
     def gates(self, logits: Tensor, choices: Tensor) -> tuple[Tensor, Tensor | None]:
         """
-        What given experts would have for gates, for replays.
+        What given experts would have for gates, for :meth:`replay`.
 
         :param logits: as :meth:`prepare` returns them, (*batch, n, k).
         :param choices: long (*batch, m, n).
@@ -147,6 +172,21 @@ class RoutingRule(nn.Module, ABC):
         :raises NotImplementedError: if they do not follow from logits and choices.
         """
         raise NotImplementedError(f"{type(self).__name__} has no gates for experts that it did not choose: no replay")
+
+    def replay(self, routing: Routing, logits: Tensor, mask: Tensor | None, assignment: Tensor) -> Routing:
+        """
+        The routing of recorded experts by the rule's own formula.
+
+        :param routing: what the rule decides now, whose losses stay.
+        :param logits: as :meth:`prepare` returns them, (*batch, n, k).
+        :param mask: likewise, (*batch, n) or None.
+        :param assignment: as the :attr:`~Routing.chosen` of an earlier routing.
+        :raises NotImplementedError: if the rule does not know what they contribute.
+        """
+        gate, carry = self.gates(logits, router_choices(assignment))
+        if carry is not None and mask is not None:
+            carry = torch.where(mask, carry, 0.0)
+        return routing.with_experts(assignment, gate, carry)
 
     @staticmethod
     def prepare(logits: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from prob_moe.experts import BatchedExperts
 from prob_moe.experts.validation import check_features
-from prob_moe.rules.base import Routing, RoutingRule
+from prob_moe.rules.base import Routing, RoutingRule, SparseRouting
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,18 @@ class SlotRouting(Routing):
     gate: Tensor
     num_datapoints: int
     loss: Tensor
+
+    @property
+    def chosen(self) -> Tensor:
+        """Row j says which datapoints expert j took: (*batch, k, n), j or ``~j``."""
+        *batch, k, _ = self.sources.shape
+        places = self.sources.masked_fill(self.sources < 0, self.num_datapoints)
+        taken = places.new_zeros((*batch, k, self.num_datapoints + 1), dtype=torch.bool).scatter(-1, places, True)
+        expert = torch.arange(k, device=places.device).unsqueeze(-1)
+        return torch.where(taken[..., :-1], expert, ~expert)
+
+    def with_experts(self, assignment: Tensor, gate: Tensor, carry: Tensor | None) -> SparseRouting:
+        return SparseRouting(assignment, gate, None, self.loss, carry)
 
     def output(self, experts: BatchedExperts, x: Tensor) -> Tensor:
         *batch, k, c = self.sources.shape
@@ -57,6 +69,8 @@ class ExpertChoice(RoutingRule):
     **It leaks the future:** whether a datapoint is taken depends on all datapoints of the batch, later ones too. A
     decoder trained so has seen what it predicts, and cannot be served token by token.
 
+    A replay gives datapoints to the experts that took them in the record, with the present p.
+
     **Objective:** the loss of its own, deterministic output. **Gradient:** through the gates p; exact but for the
     jumps of the selection, which it does not see. Biased for the router objective. **Cost** O(nk log n) to select, k
     c rows of experts; outputs are added up by a scatter, whose order of summation, hence rounding, varies on CUDA.
@@ -82,6 +96,9 @@ class ExpertChoice(RoutingRule):
     def unlimited(self) -> "ExpertChoice":
         """Experts that take everybody would be another rule: the capacity stays."""
         return self
+
+    def gates(self, logits: Tensor, choices: Tensor) -> tuple[Tensor, None]:
+        return logits.softmax(-1).mT.gather(-2, choices), None
 
     def forward(self, logits: Tensor, *, mask: Tensor | None = None) -> SlotRouting:
         """

@@ -1,10 +1,13 @@
 """Straight-through Gumbel-softmax: a hard draw forward, a soft one backward."""
 
 import math
+from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from prob_moe.distributions.noise import gumbel_noise_like
+from prob_moe.distributions.support import router_choices
 from prob_moe.rules.base import Routing, RoutingRule
 from prob_moe.rules.losses import check_weight, load_balancing_loss
 from prob_moe.rules.straight_through import StraightThroughRouting
@@ -19,14 +22,16 @@ class GumbelSoftmax(RoutingRule):
 
     with G independent Gumbel(0, 1), so :math:`e \sim \mathrm{softmax}(\phi_i)`. Serving takes the argmax of the logits.
     Where capacity drops a datapoint, there is neither output nor gradient. The backward pass needs the outputs of all
-    experts: training costs a dense forward pass on top.
+    experts: training costs a dense forward pass on top. A replay takes e from the record, and draws the noise of the
+    backward pass from its law given that e won: where e came from the present router, it is the rule itself.
 
     **Objective:** ungated, :math:`E_{z\sim p}[L(f_z)]`. **Bias:** L is replaced by its tangent at :math:`f_e`, and the
     draw by its relaxation; a lower temperature has less of the latter, and more variance. **Exact for** quadratic L in
     the limit :math:`\tau \to 0`: all gradient then comes from ties, where the draw is either expert with equal odds,
     and the mean of both tangents is the trapezoidal rule.
 
-    **Source:** Jang, Gu & Poole (2017), "Categorical Reparameterization with Gumbel-Softmax", section 2.2.
+    **Source:** Jang, Gu & Poole (2017), "Categorical Reparameterization with Gumbel-Softmax", section 2.2. The noise of
+    a replay: Maddison, Tarlow & Minka (2014), "A* Sampling", section 3.
 
     :param temperature: :math:`\tau > 0`.
     :param load_balancing: weight of :func:`~prob_moe.rules.load_balancing_loss`.
@@ -64,3 +69,32 @@ class GumbelSoftmax(RoutingRule):
         if not self.training:
             return sparse
         return StraightThroughRouting(sparse, (perturbed / self.temperature).softmax(-1), loss)
+
+    def gates(self, logits: Tensor, choices: Tensor) -> tuple[Tensor, None]:
+        return logits.new_ones(choices.shape), None
+
+    def replay(self, routing: Routing, logits: Tensor, mask: Tensor | None, assignment: Tensor) -> Routing:
+        replayed = super().replay(routing, logits, mask, assignment)
+        if not isinstance(replayed, StraightThroughRouting):
+            return replayed
+        perturbed = perturbed_given_winner(logits, router_choices(assignment).squeeze(-2))
+        return replace(replayed, weights=(perturbed / self.temperature).softmax(-1))
+
+
+def perturbed_given_winner(logits: Tensor, winner: Tensor) -> Tensor:
+    r"""
+    Draw :math:`\phi + G` from its law given its argmax: the largest entry is Gumbel at the logsumexp of :math:`\phi`,
+    and the others are Gumbel at their own :math:`\phi_j`, truncated to what lies below.
+
+    :param logits: :math:`\phi`, (*batch, n, k).
+    :param winner: the argmax, long (*batch, n). A forbidden one wins too.
+    :returns: (*batch, n, k), with the gradient of the logits at fixed G.
+    """
+    winner = winner.unsqueeze(-1)
+    fixed = logits.detach()
+    noise = gumbel_noise_like(logits).to(logits.dtype)
+    largest = fixed.logsumexp(-1, keepdim=True) + noise.gather(-1, winner)
+    # Below T, exp(-X) is exp(-T) plus an exponential variable, which alone is exp(-X) of the free one.
+    below = -torch.logaddexp(-largest, -(fixed + noise))
+    perturbed = below.scatter(-1, winner, largest)
+    return perturbed + torch.where(fixed > -torch.inf, logits - fixed, 0.0)

@@ -23,6 +23,9 @@ class SparseMixer(RoutingRule):
 
     The gradient g with respect to the gate :math:`m p_D` goes on to :math:`p_D` as 2g, without m.
 
+    A replay takes D from the record, p and the argmax from the present logits, and draws m anew, as the average below
+    wants it; an expert outside of the present window has p = 0.
+
     **Objective:** gated, :math:`E_{z\sim p}[L(p_z f_z)]`, p the window's softmax. Averaged over m, the doubled gradient
     is the gate part, :math:`\langle L'(p f), p f \rangle`, plus the midpoint rule for the score part,
     :math:`L(p f) - L(0) \approx \langle L'(p f / 2), p f \rangle`. **Exact for** quadratic L, but where D is the
@@ -68,15 +71,22 @@ class SparseMixer(RoutingRule):
         logits, mask = self.prepare(logits, mask)
         windowed = self.window(logits)
         best = windowed.argmax(-1)
-        if self.training:
-            choices = (windowed.detach() + gumbel_noise_like(windowed)).argmax(-1)
-            uniform = uniform_noise(best.shape, best.device, dtype=torch.float32)
-            full = (choices == best) | (uniform < self.full_probability)
-        else:
-            choices, full = best, torch.ones_like(best, dtype=torch.bool)
+        choices = (windowed.detach() + gumbel_noise_like(windowed)).argmax(-1) if self.training else best
+        gate = self.gate(windowed, choices, self.full_steps(choices, best))
         loss = self.load_balancing * load_balancing_loss(windowed, choices, mask)
-        gate = self.gate(windowed, choices, full)
         return self.to_experts(logits, mask, choices.unsqueeze(-2), gate.unsqueeze(-2), loss)
+
+    def gates(self, logits: Tensor, choices: Tensor) -> tuple[Tensor, None]:
+        windowed, choices = self.window(logits), choices.squeeze(-2)
+        full = self.full_steps(choices, windowed.argmax(-1))
+        return self.gate(windowed, choices, full).unsqueeze(-2), None
+
+    def full_steps(self, choices: Tensor, best: Tensor) -> Tensor:
+        """:returns: whether m = 1, bool (*batch, n): drawn in training, but where the argmax is chosen."""
+        if not self.training:
+            return torch.ones_like(best, dtype=torch.bool)
+        uniform = uniform_noise(best.shape, best.device, dtype=torch.float32)
+        return (choices == best) | (uniform < self.full_probability)
 
     def window(self, logits: Tensor) -> Tensor:
         """:returns: the logits, minus infinity for experts outside the window."""

@@ -1,15 +1,28 @@
 """Sparsity-constrained transport: the plan chooses at most m experts per datapoint, and is the gate."""
 
 import math
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from prob_moe.distributions.support import router_choices
 from prob_moe.experts.validation import check_positive_int
-from prob_moe.numerics import sparse_transport
-from prob_moe.rules.base import RoutingRule, SparseRouting, top_choices
+from prob_moe.numerics import sparse_transport, transport_rows
+from prob_moe.rules.base import Routing, RoutingRule, SparseRouting, top_choices
 from prob_moe.rules.choices import assign_choices
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanRouting(SparseRouting):
+    """
+    A sparse routing by a plan.
+
+    :param prices: of the plan, (*batch, k) float64, with gradient.
+    """
+
+    prices: Tensor
 
 
 class SparsityConstrainedTransport(RoutingRule):
@@ -30,6 +43,11 @@ class SparsityConstrainedTransport(RoutingRule):
     for itself. With ``gate="softmax"`` it goes through the softmax only. Biased for the router objective. **Cost** of
     an L-BFGS in k variables, O(nk log k) a step, in training and in serving, on the device of the logits. The plan
     looks at all datapoints of the batch, the future of a sequence too.
+
+    **A replay** keeps the experts of every datapoint and the prices of the present plan: its gates are what a datapoint
+    would have of its recorded experts at these prices, :func:`~prob_moe.numerics.transport_rows`. A record of the
+    present plan gives that plan; over other experts datapoints still sum to 1, but nothing balances the experts. With
+    ``gate="softmax"`` they are the present p.
 
     Source: Liu, Puigcerver & Blondel (2023), "Sparsity-constrained optimal transport". The abstract's form limits the
     datapoints of an expert; this one, which the authors' code has too, the experts of a datapoint. That code
@@ -80,37 +98,42 @@ class SparsityConstrainedTransport(RoutingRule):
         self.regularization = regularization
         self.max_iterations = max_iterations
 
-    def forward(self, logits: Tensor, *, mask: Tensor | None = None) -> SparseRouting:
+    def forward(self, logits: Tensor, *, mask: Tensor | None = None) -> PlanRouting:
         """
         :raises ValueError: on a wrong dtype or shape, and on fewer experts than ``num_selected``.
         """
         logits, mask = self.prepare(logits, mask)
         p = logits.softmax(-1)
-        plan = sparse_transport(
+        plan, prices, _ = sparse_transport(
             p if self.gate == "plan" else p.detach(),
             min(self.num_selected, logits.shape[-1]),
             regularization=self.regularization,
             mask=mask,
             max_iterations=self.max_iterations,
-        ).plan
+        )
         choices = top_choices(plan.detach(), self.num_selected)
         entries = plan.mT.gather(-2, choices)
+        # An expert that the plan does not use leaves its place to the first one, twice: so a record knows who was used.
+        choices = torch.where(entries > 0, choices, choices[..., :1, :])
         gate = entries if self.gate == "plan" else p.mT.gather(-2, choices)
         capacity, slots = self.capacity_of(logits, mask)
-        return SparseRouting(
+        return PlanRouting(
             assign_choices(choices, entries > 0, capacity, logits.shape[-1], mask),
             torch.where(entries > 0, gate, 0.0),
             slots,
             logits.new_zeros(logits.shape[:-2]),
+            prices=prices,
         )
 
     def gates(self, logits: Tensor, choices: Tensor) -> tuple[Tensor, None]:
-        """
-        :raises NotImplementedError: with ``gate="plan"``, which has no entries for experts that it does not choose.
-        """
-        if self.gate == "plan":
-            raise NotImplementedError(
-                'SparsityConstrainedTransport with gate="plan" has no gates for experts that it did not choose: no '
-                'replay; gate="softmax" has'
-            )
+        """Of ``gate="softmax"``: those of a plan follow from the whole batch, see :meth:`replay`."""
         return logits.softmax(-1).mT.gather(-2, choices), None
+
+    def replay(self, routing: Routing, logits: Tensor, mask: Tensor | None, assignment: Tensor) -> Routing:
+        if self.gate == "softmax":
+            return super().replay(routing, logits, mask, assignment)
+        assert isinstance(routing, PlanRouting)
+        p, choices = logits.softmax(-1), router_choices(assignment)
+        allowed = torch.zeros_like(p, dtype=torch.bool).scatter(-1, choices.mT, True)
+        rows = transport_rows(p, routing.prices, allowed, regularization=self.regularization, mask=mask)
+        return routing.with_experts(assignment, rows.mT.gather(-2, choices), None)

@@ -1,6 +1,6 @@
 """Straight through: outputs of few experts, gradients to the router as if all had been used."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -28,6 +28,13 @@ class StraightThroughRouting(Routing):
     sparse: SparseRouting
     weights: Tensor
     loss: Tensor
+
+    @property
+    def chosen(self) -> Tensor:
+        return self.sparse.assignment
+
+    def with_experts(self, assignment: Tensor, gate: Tensor, carry: Tensor | None) -> "StraightThroughRouting":
+        return replace(self, sparse=self.sparse.with_experts(assignment, gate.detach(), carry))
 
     def output(self, experts: BatchedExperts, x: Tensor) -> Tensor:
         out = self.sparse.output(experts, x)

@@ -2,7 +2,6 @@
 
 import copy
 import io
-from functools import partial
 
 import pytest
 import torch
@@ -17,17 +16,7 @@ from prob_moe.layer.recording import record_routing
 from prob_moe.layer.records import MISSING, RecordedLayer, RoutingRecord
 from prob_moe.layer.replaying import replay_routing
 from prob_moe.rules import (
-    BASELayer,
-    GumbelSoftmax,
-    LossFreeBias,
-    SampledGate,
-    SinkhornBASE,
-    SoftMoE,
-    SparseMixer,
-    SparseMixerV2,
-    SparsityConstrainedTransport,
     Switch,
-    TopGates,
 )
 from tests.estimators.replicas import problem
 
@@ -191,61 +180,6 @@ def test_a_record_of_inference_mode_trains(distribution):
     torch.testing.assert_close(
         routed.log_ratio().exp(), routed.surrogate(torch.ones(6, dtype=torch.float64)).detach().to(torch.float64)
     )
-
-
-@pytest.mark.parametrize("rule", [Switch, SampledGate, BASELayer, SinkhornBASE])
-def test_rules_replay_with_present_gates_and_have_no_ratio(rule):
-    behaviour, present, x = network(rule, layers=1), network(rule, layers=1), datapoints(2, 7)
-    record = record_of(behaviour, x)
-    with replay_routing(record), record_routing() as routed:
-        out = present(x)
-    value = record.layers["blocks.0"].value
-    assert torch.equal(routed.record().layers["blocks.0"].value, value)
-    block, choices = present.blocks[0], router_choices(value)
-    gate, carry = block.rule.gates(block.router(x), choices)
-    expected = gate[:, 0].unsqueeze(-1) * block.experts(x, value[:, 0], capacity=7)
-    if carry is not None:
-        expected = expected + carry.unsqueeze(-1) * x
-    torch.testing.assert_close(out, x + expected)
-    with pytest.raises(ValueError, match=r"'blocks.0'.*no law drew.*log_ratio"):
-        routed.log_ratio()
-
-
-def test_rules_of_two_experts_and_of_none():
-    for rule in (lambda: LossFreeBias(K, num_selected=2), TopGates, SoftMoE):
-        behaviour = network(rule(), layers=1, capacity_factor=None)
-        present, x = copy.deepcopy(behaviour), datapoints(7)
-        record = record_of(behaviour, x)
-        with replay_routing(record):
-            out = present(x)
-        torch.testing.assert_close(out, behaviour(x))
-
-
-@pytest.mark.parametrize("rule", [SparseMixer, SparseMixerV2, GumbelSoftmax, SparsityConstrainedTransport])
-def test_a_rule_whose_gates_need_its_own_choice_cannot_replay(rule):
-    net, x = network(rule, layers=1), datapoints(7)
-    message = f"{rule.__name__}.* has no gates for experts that it did not choose: no replay"
-    with pytest.raises(NotImplementedError, match=message), replay_routing(record_of(net, x)):
-        net(x)
-
-
-@pytest.mark.parametrize(
-    ("rule", "gates"),
-    [
-        (partial(SparsityConstrainedTransport, gate="softmax"), lambda s, z: s.softmax(-1).mT.gather(-2, z)),
-        (TopGates, lambda s, z: s.mT.gather(-2, z).softmax(-2)),
-    ],
-    ids=["transport with the softmax as its gate", "top-2 gates"],
-)
-def test_rules_of_two_experts_replay_with_present_gates(rule, gates):
-    behaviour, present, x = network(rule, layers=1), network(rule, layers=1), datapoints(7)
-    record = record_of(behaviour, x)
-    with replay_routing(record):
-        out = present(x)
-    value, block = record.layers["blocks.0"].value, present.blocks[0]
-    gate = gates(block.router(x), router_choices(value))
-    outs = block.experts(x, value, capacity=14, num_selected=2)
-    torch.testing.assert_close(out, x + (gate.unsqueeze(-1) * outs).sum(0))
 
 
 def test_served_experts_can_be_replayed_but_have_no_ratio():

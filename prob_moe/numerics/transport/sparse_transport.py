@@ -13,7 +13,7 @@ class SparsePlan(NamedTuple):
     r"""A transport plan from datapoints to experts.
 
     :param plan: T, (\*batch, n, k), with rows that sum to 1 (0 for padding) and at most m non-zeros.
-    :param prices: β, (\*batch, k) float64, without gradient.
+    :param prices: β, (\*batch, k) float64, with the gradient that keeps the experts' sums.
     :param imbalance: largest :math:`|\sum_i T_{ij} - n / k|` over the experts, in datapoints, (\*batch,) float64.
     """
 
@@ -74,14 +74,12 @@ def sparse_transport(
     tensor([[0.5500, 0.4500],
             [0.4500, 0.5500]])
     """
-    *batch, n, k = similarity.shape
+    *batch, _, k = similarity.shape
     if isinstance(max_nonzeros, bool) or not isinstance(max_nonzeros, int) or not 1 <= max_nonzeros <= k:
         raise ValueError(f"max_nonzeros must be an int from 1 to k = {k}, but is {max_nonzeros!r}")
     if not 0 < regularization < math.inf:
         raise ValueError(f"regularization must be positive and finite, but is {regularization!r}")
-    # In units of γ, one problem per row.
-    scores = (similarity.double() / regularization).reshape(math.prod(batch), n, k)
-    present = scores.new_ones(scores.shape[:-1]) if mask is None else mask.to(scores).reshape(scores.shape[:-1])
+    scores, present = _in_units(similarity, regularization, mask)
     share = present.sum(-1, keepdim=True) / k
 
     def semi_dual(prices: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,13 +90,59 @@ def sparse_transport(
 
     prices = minimize_lbfgs(semi_dual, scores.new_zeros(len(scores), k), max_iterations=max_iterations)
     prices = _polish(scores.detach(), prices, max_nonzeros, present, share)
-    plan = _plan_at(scores, prices, max_nonzeros, present)
+    prices = _with_gradient(prices, scores, max_nonzeros, present)
+    plan = _rows(scores, prices, max_nonzeros, present)
     imbalance = (plan.detach().sum(-2) - share).abs().amax(-1)
     return SparsePlan(
         plan.to(similarity.dtype).reshape(similarity.shape),
         (prices * regularization).reshape(*batch, k),
         imbalance.reshape(batch),
     )
+
+
+def transport_rows(
+    similarity: Tensor,
+    prices: Tensor,
+    allowed: Tensor,
+    *,
+    regularization: float = 1.0,
+    mask: Tensor | None = None,
+) -> Tensor:
+    r"""
+    The rows that a plan has at given prices, over given entries:
+
+    .. math:: T_i = \arg\max_{t \in \Delta,\ t_j = 0 \text{ unless allowed}}
+        \langle P_i - \beta, t\rangle - \tfrac{\gamma}{2} \|t\|^2 .
+
+    At the prices of :func:`sparse_transport`, and with the support of its plan allowed, it is that plan, with its
+    gradient. Over other entries rows still sum to 1, but nothing balances the experts.
+
+    **Gradient** in similarity and prices, while the support stays.
+
+    :param similarity: P, float (\*batch, n, k), finite.
+    :param prices: β, (\*batch, k).
+    :param allowed: bool (\*batch, n, k), at least one entry of every row.
+    :param regularization: γ > 0, in units of the similarity.
+    :param mask: (\*batch, n) bool; False for padding, which has no mass.
+    :returns: T, (\*batch, n, k).
+
+    >>> allowed = torch.tensor([[True, False], [True, True]])
+    >>> transport_rows(torch.tensor([[1.0, 0.0], [0.8, 0.0]]), torch.tensor([0.5, 0.0]), allowed)
+    tensor([[1.0000, 0.0000],
+            [0.6500, 0.3500]])
+    """
+    scores, present = _in_units(similarity, regularization, mask)
+    prices = (prices.double() / regularization).reshape(len(scores), scores.shape[-1])
+    rows = _rows(scores, prices, scores.shape[-1], present, allowed.reshape(scores.shape))
+    return rows.to(similarity.dtype).reshape(similarity.shape)
+
+
+def _in_units(similarity: Tensor, regularization: float, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """:returns: P in units of γ, float64 (b, n, k), and which datapoints have mass, 0 or 1, (b, n)."""
+    *batch, n, k = similarity.shape
+    scores = (similarity.double() / regularization).reshape(math.prod(batch), n, k)
+    present = scores.new_ones(scores.shape[:-1]) if mask is None else mask.to(scores).reshape(scores.shape[:-1])
+    return scores, present
 
 
 def _project(points: Tensor, max_nonzeros: int) -> Tensor:
@@ -132,20 +176,35 @@ def _response(plan: Tensor) -> tuple[Tensor, Tensor]:
     :returns: the supports divided by their sizes, (b, n, k), and the pseudo-inverse of :math:`H = \\sum_i C_i`, (b,
         k, k): prices are determined up to a constant on every connected part of the support.
     """
-    support = (plan > 0).to(plan)
-    averaging = support / support.sum(-1, keepdim=True).clamp(min=1)
+    support, averaging = (plan > 0).to(plan), _averaging(plan)
     response = torch.diag_embed(support.sum(-2)) - support.mT @ averaging
     return averaging, torch.linalg.pinv(response, hermitian=True)
 
 
-def _plan_at(scores: Tensor, prices: Tensor, max_nonzeros: int, present: Tensor) -> Tensor:
-    """The plan, (b, n, k), whose gradient includes that of the prices that balance it."""
+def _with_gradient(prices: Tensor, scores: Tensor, max_nonzeros: int, present: Tensor) -> Tensor:
+    """The prices, (b, k), with the gradient by which they balance the plan."""
     plan = _project(scores.detach() - prices.unsqueeze(-2), max_nonzeros) * present.unsqueeze(-1)
     averaging, inverse = _response(plan)
+    change = _centred(scores - scores.detach(), plan, averaging)
+    return prices + (inverse @ change.sum(-2).unsqueeze(-1)).squeeze(-1)
 
-    def centred(rows: Tensor) -> Tensor:
-        return torch.where(plan > 0, rows - (averaging * rows).sum(-1, keepdim=True), 0.0)
 
-    change = scores - scores.detach()  # 0, with the gradient of the scores
-    price_change = inverse @ centred(change).sum(-2).unsqueeze(-1)
-    return plan + centred(change - price_change.mT)
+def _rows(scores: Tensor, prices: Tensor, max_nonzeros: int, present: Tensor, allowed: Tensor | None = None) -> Tensor:
+    """The plan at given prices, (b, n, k), whose gradient is that of scores and prices at its support."""
+    reduced = scores.detach() - prices.detach().unsqueeze(-2)
+    if allowed is not None:
+        reduced = reduced.masked_fill(~allowed, -torch.inf)
+    plan = _project(reduced, max_nonzeros) * present.unsqueeze(-1)
+    change = scores - scores.detach() - (prices - prices.detach()).unsqueeze(-2)  # 0, with a gradient
+    return plan + _centred(change, plan, _averaging(plan))
+
+
+def _averaging(plan: Tensor) -> Tensor:
+    """The supports divided by their sizes, (b, n, k)."""
+    support = (plan > 0).to(plan)
+    return support / support.sum(-1, keepdim=True).clamp(min=1)
+
+
+def _centred(rows: Tensor, plan: Tensor, averaging: Tensor) -> Tensor:
+    """Entries on the support minus their mean over it, (b, n, k)."""
+    return torch.where(plan > 0, rows - (averaging * rows).sum(-1, keepdim=True), 0.0)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.optimize import LinearConstraint, minimize
 
-from prob_moe.numerics import solve_assignment, sparse_transport
+from prob_moe.numerics import solve_assignment, sparse_transport, transport_rows
 
 
 def similarities(n, k, *batch, scale=1.0):
@@ -206,3 +206,27 @@ def test_where_the_limit_binds_the_sums_are_met_to_a_datapoint():
     free = sparse_transport(p, 4, regularization=0.01).imbalance
     assert (free < 1e-9).double().mean() > 0.9
     assert sparse_transport(p, 8).imbalance.max() < 1e-9
+
+
+@pytest.mark.parametrize(("m", "regularization"), [(4, 1.0), (2, 0.1), (3, 0.3)])
+def test_rows_at_the_prices_of_a_plan_are_the_plan_and_have_its_gradient(m, regularization):
+    p = similarities(12, 4, 2).requires_grad_()
+    mask = torch.arange(12) < torch.tensor([[12], [8]])
+    result = sparse_transport(p, m, regularization=regularization, mask=mask)
+    allowed = (result.plan > 0) | ~mask.unsqueeze(-1)
+    rows = transport_rows(p, result.prices, allowed, regularization=regularization, mask=mask)
+    torch.testing.assert_close(rows, result.plan)
+    probe = torch.randn_like(rows)
+    ours, expected = (
+        torch.autograd.grad((part * probe).sum(), p, retain_graph=True)[0] for part in (rows, result.plan)
+    )
+    torch.testing.assert_close(ours, expected)
+
+
+def test_gradient_of_rows_in_similarity_and_prices():
+    p, prices = similarities(6, 3).requires_grad_(), torch.randn(3, dtype=torch.float64).mul(0.1).requires_grad_()
+    allowed = torch.tensor([[True, True, False], [True, False, True]]).repeat(3, 1)
+    rows = transport_rows(p, prices, allowed, regularization=2.0)
+    assert bool((rows[~allowed] == 0).all())
+    torch.testing.assert_close(rows.sum(-1), torch.ones(6, dtype=torch.float64))
+    assert torch.autograd.gradcheck(lambda p, v: transport_rows(p, v, allowed, regularization=2.0), (p, prices))
