@@ -1,7 +1,9 @@
 """The command ``fit``."""
 
+import io
 import platform
 import shlex
+from contextlib import nullcontext
 from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +12,7 @@ import numpy as np
 import pyro
 import torch
 import typer
+from rich.console import Console
 from rich.progress import Progress, TaskID
 
 import prob_moe
@@ -30,6 +33,8 @@ from inference.training.interrupts import InterruptedFit, StopSignals
 from inference.training.keeper import FitKeeper
 from inference.training.objective import is_surrogate
 from inference.training.run import FitResult, Status, run_fit, steps_per_epoch
+from inference.training.sharing import one_layer
+from inference.training.torchrun import LostProcessError, check_shared, is_first, num_started, processes, restarted
 from inference.training.trainer import NonFiniteLossError
 
 #: fits 80 columns
@@ -75,6 +80,13 @@ def fit(
     num_particles: Annotated[int | None, typer.Option(help="Draws a step; 2 with leave-one-out, else 1.")] = None,
     num_experts: Annotated[int | None, typer.Option(help="Experts of a layer.")] = None,
     hidden_features: Annotated[int | None, typer.Option(help="Width of an expert.")] = None,
+    num_groups: Annotated[
+        int | None,
+        typer.Option(
+            help="Groups of a batch, each routed by itself; under torchrun a multiple of the processes.",
+            show_default="a batch as it is",
+        ),
+    ] = None,
     num_layers: Annotated[int, typer.Option(help="Layers of experts (digits: 1 or 2).")] = 1,
     load_balancing: Annotated[float, typer.Option(help="Weight of the load-balancing loss.")] = 0.0,
     num_epochs: Annotated[int | None, typer.Option(help="Passes over the training data.")] = None,
@@ -87,6 +99,7 @@ def fit(
     dtype: Annotated[Dtype, typer.Option(help="Floating-point type of data and parameters.")] = Dtype.FLOAT32,
     out: Annotated[Path | None, typer.Option(help="Folder of the run.", show_default="results/fit_TASK")] = None,
     checkpoint_every: Annotated[int, typer.Option(help="Steps between two checkpoints.")] = 100,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for other processes, under torchrun.")] = 60,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in the folder; options not given are the run's.")
     ] = False,
@@ -101,7 +114,11 @@ def fit(
     A run has a folder of its own, with its options, metrics, checkpoints, and events for TensorBoard. A fit that was
     stopped, by Ctrl-C, a signal, or a crash, goes on with --resume as if nothing had happened, bit for bit.
 
-    Exit codes: 0 done, 2 bad input, 130 and 143 after SIGINT and SIGTERM, with the checkpoint written.
+    Under torchrun processes share the groups of a batch and divide the experts, with the numbers of one process. Any
+    number of them goes on with a run.
+
+    Exit codes: 0 done, 1 another process is gone, 2 bad input, 130 and 143 after SIGINT and SIGTERM, with the
+    checkpoint written.
 
     Example: python -m inference fit digits --assignment dependent-rounding --num-seeds 3
 
@@ -110,6 +127,8 @@ def fit(
     Example: python -m inference fit digits --out results/fit_digits --resume
 
     Example: python -m inference fit language --assignment skip --num-layers 2 --sample-text 500
+
+    Example: torchrun --nproc-per-node 2 -m inference fit digits --num-groups 4
 
     Example: python -m inference fit digits --plugin my_distribution.py --assignment spaced-skip
     """
@@ -120,9 +139,12 @@ def fit(
             raise ValueError(f"checkpoint_every must be a positive int, got {checkpoint_every!r}")
         if sample_text < 0 or (sample_text and task != "language"):
             raise ValueError(f"--sample-text is a number of bytes, for the language task; got {sample_text} for {task}")
+        if not timeout > 0:
+            raise ValueError(f"timeout must be a positive number of seconds, got {timeout!r}")
         if resume and overwrite:
             raise ValueError("give --resume or --overwrite, not both")
         run = RunFolder(Path("results") / f"fit_{task}" if out is None else out)
+        resume = resume or (restarted() and run.holds_run())
         if run.holds_run() and not (resume or overwrite):
             raise ValueError(
                 f"{run.path} holds a run: give --resume to go on, --overwrite to replace it, or another --out"
@@ -149,14 +171,18 @@ def fit(
             device,
             dtype,
             num_selected,
+            num_groups,
         )
         stored = run.read_config() if resume else None
         if stored is not None:
             config = config.resumed(stored, _explicit(context), run.read_plugins())
         elif resume and not run.holds_run():
             raise ValueError(f"there is no run in {run.path} to go on with: leave --resume out to start one")
+        check_shared(config.num_groups)
         with default_dtype(config.dtype):
-            results, chosen, config = _fit_all(config, run, checkpoint_every, resume)
+            results, chosen, config = _fit_all(config, run, checkpoint_every, resume, timeout)
+        if not is_first():
+            return
         several = "" if config.num_selected is None else f"{config.num_selected} experts per datapoint, "
         title = (
             f"{config.task}: {config.assignment}, {config.estimator}, baseline {config.baseline}\n"
@@ -165,6 +191,8 @@ def fit(
         files = write_results(chosen, results, title, run)
         if sample_text:
             files.append(write_sampled_text(chosen, results, sample_text, config.serve is Serve.SAMPLE, run))
+    except LostProcessError as error:
+        end(str(error), 1)
     except InterruptedFit as stopped:
         plugins = "".join(f"--plugin {shlex.quote(needed)} " for needed in config.plugins())
         command = f"python -m inference fit {task} {plugins}--out {shlex.quote(str(run.path))} --resume"
@@ -186,7 +214,7 @@ def _explicit(context: typer.Context) -> set[str]:
 
 
 def _fit_all(
-    config: FitConfig, run: RunFolder, checkpoint_every: int, resume: bool
+    config: FitConfig, run: RunFolder, checkpoint_every: int, resume: bool, timeout: float
 ) -> tuple[dict[int, FitResult], Task, FitConfig]:
     """Fit every seed; the options come back with the task's own in the place of None."""
     device = check_device(config.device)
@@ -194,7 +222,7 @@ def _fit_all(
     move(task, device)
     config = config.resolved(task)
     options = config.options(task)
-    if is_surrogate(task, config.estimator):
+    if is_surrogate(task, config.estimator) and is_first():
         errors.print(
             f"note: in the model of {config.task} datapoints meet elsewhere than in the capacity, so the estimator "
             f"{config.estimator} is a biased surrogate of the router objective; balanced is unbiased for its own"
@@ -210,18 +238,30 @@ def _fit_all(
         run.write_config(config.plain(), _versions(), config.plugins())
 
     results = {}
+    num_experts = 1 if num_started() == 1 else one_layer(task.build(options.model)).experts.num_experts
     total = options.num_epochs * steps_per_epoch(task, options.batch_size)
     nothing = _shown(Status(0, *[float("nan")] * 4))
     lock = FolderLock(run.path)
-    with lock, StopSignals() as signals, progress_bar(DETAILS, description_width=6) as progress:
+    with (
+        processes(num_experts, device.type, timeout) as mesh,
+        lock if is_first() else nullcontext(),
+        StopSignals() as signals,
+        progress_bar(DETAILS, 6, errors if is_first() else Console(file=io.StringIO())) as progress,
+    ):
         for seed in config.seeds:
             bar = progress.add_task(f"seed {seed}", total=total, **nothing)
             keeper = FitKeeper(
-                run.seed(seed), config.of_seed(seed), checkpoint_every, signals, begin=begin, resume=resume
+                run.seed(seed),
+                config.of_seed(seed),
+                checkpoint_every,
+                signals,
+                begin=begin,
+                resume=resume,
+                writes=is_first(),
             )
             with keeper:
                 try:
-                    results[seed] = run_fit(task, options, seed, partial(_show, progress, bar), keeper)
+                    results[seed] = run_fit(task, options, seed, partial(_show, progress, bar), keeper, mesh)
                 except NonFiniteLossError as error:
                     raise ValueError(f"{error}; {keeper.last_checkpoint()}") from error
     return results, task, config

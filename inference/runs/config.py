@@ -54,6 +54,7 @@ class FitConfig:
     device: str
     dtype: Dtype
     num_selected: int | None = None
+    num_groups: int | None = None
 
     def __post_init__(self) -> None:
         for name, shelf in self._shelves().items():
@@ -119,6 +120,7 @@ class FitConfig:
             estimator=self.estimator,
             num_particles=config.num_particles,
             sample=self.serve is Serve.SAMPLE,
+            num_groups=config.num_groups,
         )
 
     def plain(self) -> dict[str, Any]:
@@ -134,8 +136,8 @@ class FitConfig:
         :raises ValueError: if it is not what :meth:`plain` returned.
         """
         hints = get_type_hints(cls)
-        # A run of before several experts could be selected had one.
-        values = {"num_selected": None, **values}
+        # A run of before several experts could be selected had one; of before groups, batches as they are.
+        values = {"num_selected": None, "num_groups": None, **values}
         if values.keys() != hints.keys():
             raise ValueError(f"not the options of a fit: {sorted(values.keys() ^ hints.keys())} missing or unknown")
         try:

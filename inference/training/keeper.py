@@ -23,6 +23,7 @@ class FitKeeper:
     :param begin: called when the first step is done, before anything is written: a fit that cannot do one leaves no
         trace.
     :param resume: whether to go on from a checkpoint that is there already.
+    :param writes: whether it is this process that writes, of those which share the fit.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class FitKeeper:
         begin: Callable[[], None] = lambda: None,
         *,
         resume: bool = True,
+        writes: bool = True,
     ) -> None:
         self.folder = folder
         self.config = config
@@ -41,6 +43,7 @@ class FitKeeper:
         self.signals = signals
         self._begin = begin
         self._resume = resume
+        self._writes = writes
         self._metrics, self._epochs = MetricsLog(folder.metrics), MetricsLog(folder.epochs)
         self._writer: Any = None
         self._num_epochs = 0  # written
@@ -73,6 +76,8 @@ class FitKeeper:
             fit.load_state_dict(state)
             self._kept_at = fit.step_count
         self._num_epochs = fit.epoch_count
+        if not self._writes:
+            return
         self._metrics.cut(fit.step_count)
         self._epochs.cut(fit.epoch_count)
 
@@ -82,6 +87,24 @@ class FitKeeper:
         :raises CheckpointError: if it cannot be written.
         :raises OSError: if the metrics cannot.
         """
+        if self._writes:
+            self._write(fit, row)
+        # A signal that one process gets stops all of them, after the same step.
+        signum = fit.sharing.largest(self.signals.received or 0)
+        last = fit.step_count == fit.num_steps
+        if signum or last or fit.step_count % self.checkpoint_every == 0:
+            state = fit.state_dict()
+            if self._writes:
+                # Rows first: a checkpoint never knows of steps that the tables do not have.
+                self._metrics.sync()
+                self._epochs.sync()
+                self._writer.flush()
+                save_checkpoint(self.folder.checkpoint, self.config, state)
+            self._kept_at = fit.step_count
+        if signum and not last:
+            raise InterruptedFit(signum, fit.step_count)
+
+    def _write(self, fit: Fit, row: Row) -> None:
         if self._writer is None:
             self._open(fit.step_count)
         self._metrics.append(row)
@@ -90,17 +113,6 @@ class FitKeeper:
             self._epochs.append(epoch)
             self._to_events({f"epoch/{name}": value for name, value in epoch.items()}, fit.step_count)
         self._num_epochs = fit.epoch_count
-        signum = self.signals.received
-        last = fit.step_count == fit.num_steps
-        if signum is not None or last or fit.step_count % self.checkpoint_every == 0:
-            # Rows first: a checkpoint never knows of steps that the tables do not have.
-            self._metrics.sync()
-            self._epochs.sync()
-            self._writer.flush()
-            save_checkpoint(self.folder.checkpoint, self.config, fit.state_dict())
-            self._kept_at = fit.step_count
-        if signum is not None and not last:
-            raise InterruptedFit(signum, fit.step_count)
 
     def last_checkpoint(self) -> str:
         """:returns: where it is and how old, in words."""

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from inference.training.sharing import Sharing
+
 
 class NonFiniteLossError(RuntimeError):
     """
@@ -29,6 +31,7 @@ class Trainer:
     :param module: its parameters are trained.
     :param loss: a differentiable scalar, new at every call.
     :param schedule: from the number of steps done to the share of the learning rate that the next one has.
+    :param sharing: with other processes, whose losses are added to this one's; None for one alone.
     :raises ValueError: on a learning rate that is not positive and finite.
     """
 
@@ -39,6 +42,7 @@ class Trainer:
         *,
         learning_rate: float,
         schedule: Callable[[int], float] = lambda step: 1.0,
+        sharing: Sharing | None = None,
     ) -> None:
         if not 0 < learning_rate < float("inf"):
             raise ValueError(f"learning_rate must be positive and finite, got {learning_rate!r}")
@@ -46,6 +50,7 @@ class Trainer:
         self.loss = loss
         self.learning_rate = learning_rate
         self.schedule = schedule
+        self.sharing = sharing or Sharing()
         self.num_steps = 0  #: done so far
         self._parameters = list(module.parameters())
         self._optimizer = torch.optim.Adam(self._parameters, lr=learning_rate)
@@ -57,13 +62,16 @@ class Trainer:
         :raises NonFiniteLossError: with the last good parameters restored.
         """
         self._optimizer.zero_grad()
-        value = self.loss()
+        own = self.loss()
+        value = self.sharing.total(own)
         problem = None if torch.isfinite(value) else "loss"
         if problem is None:
-            value.backward()
+            own.backward()
+            self.sharing.sum_gradients(self.module)
             gradients = [p.grad for p in self._parameters if p.grad is not None]
             # One synchronisation for all parameters.
-            if not torch.isfinite(torch.stack([g.abs().max() for g in gradients])).all():
+            wrong = not torch.isfinite(torch.stack([g.abs().max() for g in gradients])).all()
+            if self.sharing.largest(wrong):
                 problem = "gradient"
         if problem is not None:
             _copy(self._last_good, self._parameters)

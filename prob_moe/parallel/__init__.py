@@ -23,6 +23,15 @@ over the global number of datapoints, whose gradients :func:`sum_gradients` adds
         optimizer.step()
         optimizer.zero_grad()
         layer.update()
+
+**When to use it:** when the experts, or a batch, do not fit one device. Where they fit, one process does the same with
+less: empty slots travel too, and every layer waits twice for the slowest process, forward and backward.
+
+**What is the same on any number of processes**, to rounding: draws exactly, outputs, losses, gradients, norms and
+optimiser steps, within one type of device. What decides by a comparison of numbers (a draw, a maximum) can flip where
+they nearly tie, in float32 sooner than in float64. What torch's own generator draws within a group, such as dropout,
+differs. A process that leaves a step early, by an error for one, lets the others wait for the limit of the process
+group (``init_process_group(timeout=...)``).
 """
 
 from prob_moe.parallel.experts import ParallelExperts

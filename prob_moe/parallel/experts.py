@@ -24,9 +24,9 @@ class ParallelExperts(SlotExperts):
 
     Each process calls the layer with datapoints of its own, (*batch, n, d), in the same shape everywhere. Every expert
     has the same number of slots in all processes and batch elements, so that the exchange is one ``all_to_all_single``
-    of equal pieces there, and one back: 2 k B c (d + out) numbers leave a process in a forward pass, and as many in a
-    backward pass, for B batch elements and c slots, but for the share that stays. A capacity gives c; without one the
-    largest load does, for which the processes ask each other (``all_reduce``).
+    of equal pieces there, and one back. With B batch elements of a process and c slots k B c (d + out) numbers change
+    places in a forward pass, and as many in a backward pass; of them one in p stays, for experts divided among p. A
+    capacity gives c; without one the largest load does, for which the processes ask each other (``all_reduce``).
 
     Whatever calls it runs on every process of the mesh, backward passes, evaluation and repetitions included, else the
     others wait for the time limit of the process group. Shapes are compared at every call, at the cost of a further

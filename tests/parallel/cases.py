@@ -208,11 +208,13 @@ def loss_of(case: Case, network: nn.Module, routed: Any, x: Tensor, y: Tensor, m
 
 
 def recorded(routed: Any, groups: Groups, when: str) -> dict[str, Tensor]:
-    """:returns: the experts that were used, of all groups."""
-    layers = routed.record().layers
-    return {
-        f"draw {when} {name}": groups.gather(layer.value) for name, layer in layers.items() if layer.value is not None
-    }
+    """:returns: the experts that were used, of all groups; the m of a datapoint in order."""
+    found = {}
+    for name, layer in routed.record().layers.items():
+        if layer.value is not None:
+            value = layer.value.sort(-2).values if layer.value.dim() == 3 else layer.value
+            found[f"draw {when} {name}"] = groups.gather(value)
+    return found
 
 
 def finish(network: Network, dense: str, broken: Broken) -> None:

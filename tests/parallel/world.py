@@ -11,7 +11,7 @@ import torch
 import torch.multiprocessing
 
 #: seconds: for a whole world, and for one message
-LIMIT, MESSAGE_LIMIT = 240, 60
+LIMIT, MESSAGE_LIMIT = 600, 180
 
 
 def run_world(num_processes: int, program: Callable[[int], Any], folder: Path, limit: float = LIMIT) -> list[Any]:
