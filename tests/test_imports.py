@@ -15,9 +15,10 @@ def loaded_by(statement: str) -> set[str]:
     )
 
 
-@pytest.mark.parametrize("name", sorted(prob_moe._ROOM_OF))
+@pytest.mark.parametrize("name", sorted(prob_moe._rooms()))
 def test_names_of_the_top(name: str) -> None:
     assert getattr(prob_moe, name).__module__.startswith("prob_moe.")
+    assert name in dir(prob_moe)
 
 
 def test_the_package_alone_loads_no_kernels() -> None:

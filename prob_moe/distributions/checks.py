@@ -22,7 +22,7 @@ def check_logits(logits: Tensor) -> None:
         raise ValueError(f"logits must have shape (*batch, n, k) with k >= 1, got {tuple(logits.shape)}")
 
 
-def all_finite(logits: Tensor) -> bool:
+def _all_finite(logits: Tensor) -> bool:
     """
     Looks at the values once, which waits for the device.
 
@@ -34,19 +34,20 @@ def all_finite(logits: Tensor) -> bool:
     return bool((low > -torch.inf) & (high < torch.inf))
 
 
-def check_logit_values(logits: Tensor, num_selected: int = 1) -> None:
+def check_logit_values(logits: Tensor, num_selected: int = 1) -> bool:
     """
     Looks at the values, which waits for the device.
 
     :param num_selected: how many experts each datapoint needs.
+    :returns: whether there are logits, none of which forbids an expert.
     :raises ValueError: if the logits contain NaN or +inf, or allow too few experts to a datapoint.
     """
-    if all_finite(logits):  # the common case
-        return
+    if _all_finite(logits):  # the common case
+        return True
     legal = bool(router_logits.check(logits.detach()).all())
     allowed = (logits.detach() > -torch.inf).sum(-1)
     if legal and (num_selected == 1 or not bool((allowed < num_selected).any())):
-        return
+        return False
     shape = tuple(logits.shape)
     if bool(torch.isnan(logits).any()):
         raise ValueError(f"logits of shape {shape} contain NaN")

@@ -10,7 +10,6 @@ from pyro.ops.provenance import detach_provenance, extract_provenance, track_pro
 from torch import Tensor
 
 from prob_moe.distributions.base import AssignmentDistribution
-from prob_moe.distributions.checks import all_finite
 from prob_moe.distributions.draw import MatchingDraw, draw_of
 from prob_moe.distributions.enumeration import enumerate_matchings
 from prob_moe.distributions.noise import Generators, gumbel_noise_like
@@ -88,11 +87,12 @@ class GumbelMatching(AssignmentDistribution):
                 "DependentRounding gives several, within capacity"
             )
         super().__init__(logits, **kwargs)
-        if self._validate_args and not all_finite(self.logits):
-            # Forbidden experts may leave no assignment of all datapoints within capacity.
-            solve_assignment(self.logits.detach().clamp(max=0.0), self.capacity, mask=self.mask)
         self.num_points = num_points
         self.integration_seed = integration_seed
+
+    def _check_forbidden(self) -> None:
+        # There may be no assignment of all datapoints within capacity.
+        solve_assignment(self.logits.detach().clamp(max=0.0), self.capacity, mask=self.mask)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "GumbelMatching":
         new: GumbelMatching = super().expand(batch_shape, _instance)

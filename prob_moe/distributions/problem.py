@@ -56,8 +56,15 @@ class RoutingProblem(TorchDistribution):
         # Pyro's switch, not torch's, which torch.compile turns off for the whole process.
         self._validate_args = is_validation_enabled() if validate_args is None else validate_args
         self._set_capacity(capacity, capacity_factor)
-        if self._validate_args:
-            check_logit_values(self.logits, num_selected or 1)
+        if self._validate_args and not check_logit_values(self.logits, num_selected or 1):
+            self._check_forbidden()
+
+    def _check_forbidden(self) -> None:
+        """
+        Called where logits forbid experts.
+
+        :raises ValueError: if they leave no assignment.
+        """
 
     def _set_capacity(self, capacity: int | Tensor | None, factor: float | None) -> None:
         try:

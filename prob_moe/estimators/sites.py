@@ -36,17 +36,6 @@ def ordinary_sites(trace: Trace) -> dict[str, Site]:
     return {name: s for name, s in trace.nodes.items() if s["type"] == "sample" and not is_assignment(s)}
 
 
-def check_single(name: str, site: Site) -> None:
-    """
-    :raises ValueError: if an assignment site selects several experts per datapoint.
-    """
-    if len(site["fn"].event_shape) > 1:
-        raise ValueError(
-            f"assignment site {name!r} selects num_selected={site['fn'].event_shape[0]} experts per datapoint, where "
-            "one is wanted (num_selected=None); TraceMixture_ELBO trains several"
-        )
-
-
 def data_plate(trace: Trace, name: str, site: Site) -> CondIndepStackFrame:
     """
     The plate that holds the datapoints of an assignment site: the one vectorised plate of size n in which the site

@@ -10,7 +10,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from prob_moe.distributions import AssignmentDistribution
-from prob_moe.estimators.sites import Program, assignment_sites, check_single, data_plate, ordinary_sites, per_datapoint
+from prob_moe.estimators.sites import Program, Site, assignment_sites, data_plate, ordinary_sites, per_datapoint
 from prob_moe.mixture import MixtureOfExperts
 
 
@@ -114,10 +114,21 @@ def _constant_assignments(
         yield trace, values
         return
     name, site = following
-    check_single(name, site)
+    _check_single(name, site)
     for expert in range(site["fn"].num_experts):
         value = torch.full_like(site["value"], expert)
         yield from _constant_assignments(model, args, kwargs, values | {name: value})
+
+
+def _check_single(name: str, site: Site) -> None:
+    """
+    :raises ValueError: if an assignment site selects several experts per datapoint.
+    """
+    if len(site["fn"].event_shape) > 1:
+        raise ValueError(
+            f"assignment site {name!r} selects num_selected={site['fn'].event_shape[0]} experts per datapoint, where "
+            "one is wanted (num_selected=None); TraceMixture_ELBO trains several"
+        )
 
 
 def _run(model: Program, args: tuple[Any, ...], kwargs: dict[str, Any], values: dict[str, Tensor]) -> Trace:

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -29,6 +31,26 @@ def files(tmp_path: Path) -> dict[str, str]:
 def test_there_is_one_of_every_kind() -> None:
     assert list(EXAMPLES) == ["distribution", "rule", "baseline", "estimator", "task"]
     assert TEXT.count("```python") == len(EXAMPLES)
+
+
+WITHOUT_PROGRAMS = """
+import runpy, sys
+sys.modules["inference"] = None
+for file in sys.argv[1:]:
+    try:
+        print(file, "register" in runpy.run_path(file))
+    except ImportError as error:
+        print(file, error.name)
+"""
+
+
+def test_their_classes_need_the_wheel_alone(files: dict[str, str]) -> None:
+    """Which has no programs. A task is for them."""
+    command = [sys.executable, "-c", WITHOUT_PROGRAMS, *files.values()]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    said = dict(line.split(" ") for line in printed)
+    assert said.pop(files["task"]).startswith("inference")
+    assert set(said.values()) == {"True"}
 
 
 def test_the_kit_accepts_them(files: dict[str, str]) -> None:
