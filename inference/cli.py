@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 import prob_moe
+from inference.compare.command import compare
 from inference.fit.command import fit
 from inference.gradients.command import gradients
 from inference.likelihood.command import likelihood
@@ -36,5 +37,5 @@ def main(
         end(str(error))
 
 
-for command in (fit, show, study, gradients, likelihood, posterior):
+for command in (fit, show, compare, study, gradients, likelihood, posterior):
     app.command()(command)

@@ -1,32 +1,22 @@
 """What can be fitted: data, model, and how a fitted model is judged."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import torch
+from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from inference.registry import BaselineEntry
+from inference.registry import BaselineEntry, RuleEntry
 from inference.registry.builtin import REGISTRY
 from inference.training.batches import BatchStream, Minibatches
-from inference.training.crops import Crops
-from inference.training.schedule import constant, warm_up_and_cosine
+from inference.training.schedule import constant
 from models.digits import NUM_PIXELS, digits_data, digits_mixture
 from models.language import LanguageModel
 from models.metrics import classification_metrics
 from models.piecewise import piecewise_data, piecewise_mixture
 from models.stacked import StackedMixture
-from models.text import (
-    KIND_NAMES,
-    bigram_cross_entropy,
-    bigram_entropy,
-    byte_kinds,
-    text_data,
-    unigram_entropy,
-    windows,
-)
 from prob_moe.distributions import AssignmentDistribution
 from prob_moe.mixture import MixtureOfExperts
 
@@ -46,10 +36,27 @@ class ModelOptions:
     hidden_features: int | None = None
     num_layers: int = 1
     num_selected: int | None = None
+    experts_in: str | None = None
+    router: str | None = None
+    router_scale: float | None = None
 
     @property
     def procedure(self) -> Callable[..., AssignmentDistribution]:
+        """
+        :raises ValueError: if a rule is to assign.
+        """
+        if self.rule is not None:
+            able = ", ".join(REGISTRY.procedures)
+            raise ValueError(
+                f"{self.assignment} is a rule, which the language task alone is trained with: use one of {able}"
+            )
         return REGISTRY.procedures[self.assignment].make
+
+    @property
+    def rule(self) -> RuleEntry | None:
+        """What assigns, where it is a rule."""
+        # A Shelf raises an error of its own where a name is missing, so that get has no default.
+        return REGISTRY.rules[self.assignment] if self.assignment in REGISTRY.rules else None  # noqa: SIM401
 
     @property
     def baseline_entry(self) -> BaselineEntry:
@@ -58,41 +65,50 @@ class ModelOptions:
 
 def with_baselines(model: AnyModel, baseline: BaselineEntry, in_features: int) -> AnyModel:
     """
-    Give every assignment site of a model a baseline of its own, which may remember that site's costs.
+    Give every assignment site of a model a baseline of its own, which may remember that site's costs; one that selects
+    several experts has no use for it.
 
     :param in_features: the width of the inputs of its layers.
     :returns: the model.
     """
     layers: list[Any] = [module for module in model.modules() if hasattr(module, "baseline")]
     for layer in layers:
-        layer.baseline = None if baseline.name == "none" else baseline.build(in_features)
+        without = baseline.name == "none" or getattr(layer, "num_selected", None) is not None
+        layer.baseline = None if without else baseline.build(in_features)
     return model
 
 
 def with_several(model: AnyModel, num_selected: int | None) -> AnyModel:
     """
-    :param num_selected: m, experts of every datapoint; None leaves the model at one.
+    :param num_selected: m, experts of every datapoint in the last layer; None leaves the model at one.
     :returns: the model.
     :raises ValueError: if it has fewer experts.
     """
     if num_selected is None:
         return model
-    assert isinstance(model, MixtureOfExperts)
-    if num_selected > model.experts.num_experts:
-        raise ValueError(f"num_selected={num_selected} exceeds the number of experts, {model.experts.num_experts}")
-    model.num_selected = num_selected
+    last = model.second if isinstance(model, StackedMixture) else model
+    assert isinstance(last, MixtureOfExperts)
+    if num_selected > last.experts.num_experts:
+        raise ValueError(f"num_selected={num_selected} exceeds the number of experts, {last.experts.num_experts}")
+    last.num_selected = num_selected
     return model
 
 
-def num_served(model: Model) -> int:
-    """:returns: how many experts serve a datapoint: as many as were trained to."""
-    return getattr(model, "num_selected", None) or 1
+def served(model: MixtureOfExperts | StackedMixture, x: Tensor) -> TorchDistribution:
+    """:returns: what is predicted by as many experts of every layer as a datapoint was trained with."""
+    if isinstance(model, StackedMixture):
+        return model.predict(x, num_selected=(1, model.second.num_selected or 1))
+    return model.predict(x, num_selected=model.num_selected or 1)
 
 
-def _to_text(part: tuple[Tensor, Tensor]) -> Tensor:
-    """The text that was cut into windows without overlap, long (n,)."""
-    x, y = part
-    return torch.cat([x.flatten(), y[-1, -1:]])
+def check_no_blocks(task: str, options: ModelOptions) -> None:
+    """
+    :raises ValueError: if options are given that only a stack of blocks has.
+    """
+    for name in ("experts_in", "router", "router_scale"):
+        value = getattr(options, name)
+        if value is not None:
+            raise ValueError(f"{name} is an option of the language task, got {value!r} for {task}: leave it out")
 
 
 class Task(Protocol):
@@ -105,7 +121,6 @@ class Task(Protocol):
     group_label: str  #: what the datapoints are grouped by in the picture of expert use
     group_names: list[str]
     image_shape: tuple[int, int] | None = None  #: height and width, where an input is an image
-    datapoints_meet: bool = False  #: whether they do so in its model, elsewhere than in the capacity
 
     train: tuple[Tensor, Tensor]
     validation: tuple[Tensor, Tensor]
@@ -149,11 +164,7 @@ class Digits(Task):
         self.train, self.validation, self.test = digits_data()
 
     def build(self, options: ModelOptions) -> Model:
-        if options.num_selected is not None and options.num_layers != 1:
-            raise ValueError(
-                f"the digits task takes num_selected with one layer, got num_selected={options.num_selected} and "
-                f"num_layers={options.num_layers}"
-            )
+        check_no_blocks(self.name, options)
         model = digits_mixture(
             options.procedure,
             num_experts=4 if options.num_experts is None else options.num_experts,
@@ -171,7 +182,7 @@ class Digits(Task):
     def metrics(self, model: Model, x: Tensor, y: Tensor, sample: bool) -> dict[str, float]:
         assert not isinstance(model, LanguageModel)
         summed_out = classification_metrics(model.predict(x).logits, y)
-        as_served = classification_metrics(model.predict(x, num_selected=num_served(model)).logits, y)
+        as_served = classification_metrics(served(model, x).logits, y)
         return {
             "accuracy, served": as_served.accuracy.item(),
             "NLL, served (nats)": as_served.nll.item(),
@@ -198,6 +209,7 @@ class Piecewise(Task):
             self.train, self.validation, self.test = (piecewise_data((), num_datapoints) for _ in range(3))
 
     def build(self, options: ModelOptions) -> Model:
+        check_no_blocks(self.name, options)
         if options.num_layers != 1 or options.num_experts not in (None, 2) or options.hidden_features is not None:
             raise ValueError(
                 "the piecewise task has one layer of two linear experts: no layers, experts or hidden size"
@@ -215,67 +227,9 @@ class Piecewise(Task):
     @torch.no_grad()
     def metrics(self, model: Model, x: Tensor, y: Tensor, sample: bool) -> dict[str, float]:
         assert not isinstance(model, LanguageModel)
-        served = model.predict(x, num_selected=num_served(model))
+        as_served = served(model, x)
         return {
-            "RMSE, served": (served.mean - y).square().mean().sqrt().item(),
-            "NLL, served (nats)": -served.log_prob(y).mean().item(),
+            "RMSE, served": (as_served.mean - y).square().mean().sqrt().item(),
+            "NLL, served (nats)": -as_served.log_prob(y).mean().item(),
             "NLL, routing summed out (nats)": -model.marginal_log_likelihood(x, y).mean().item(),
-        }
-
-
-class Language(Task):
-    """
-    The next byte of the text of Python's help. Validation and test parts are served causally, every byte by its own
-    router, in windows that do not overlap.
-    """
-
-    name = "language"
-    num_epochs = 8
-    batch_size = 16
-    learning_rate = 6e-3
-    group_label = "kind of byte"
-    group_names = KIND_NAMES
-    datapoints_meet = True
-    context = 128
-    schedule = staticmethod(warm_up_and_cosine)
-
-    def __init__(self) -> None:
-        self.train, self.validation, self.test = (windows(part, self.context, self.context) for part in text_data())
-        self._train_text = _to_text(self.train)
-
-    def build(self, options: ModelOptions) -> Model:
-        if options.num_selected is not None:
-            raise ValueError(
-                f"the language task gives every byte one expert, got num_selected={options.num_selected}: leave it out"
-            )
-        if options.baseline_entry.network or options.load_balancing:
-            raise ValueError(
-                f"the language task has no baseline that is a network and no load-balancing loss (got baseline "
-                f"{options.baseline} and load_balancing={options.load_balancing})"
-            )
-        model = LanguageModel(
-            options.procedure,
-            num_experts=4 if options.num_experts is None else options.num_experts,
-            hidden_features=256 if options.hidden_features is None else options.hidden_features,
-            num_expert_blocks=options.num_layers,
-            context=self.context,
-            capacity_factor=options.capacity_factor,
-        )
-        return with_baselines(model, options.baseline_entry, 0)
-
-    def batches(self, batch_size: int) -> BatchStream:
-        return Crops(_to_text(self.train), length=self.context, batch_size=batch_size)
-
-    def groups(self, x: Tensor, y: Tensor) -> Tensor:
-        return byte_kinds(x).flatten()
-
-    def metrics(self, model: Model, x: Tensor, y: Tensor, sample: bool) -> dict[str, float]:
-        text = _to_text((x, y)).cpu()
-        assert isinstance(model, LanguageModel)
-        nats = -model.predict(x, sample=sample).log_prob(y).mean()
-        return {
-            "bits per byte": nats.item() / math.log(2),
-            "reference: unigram entropy of this part (bits)": unigram_entropy(text),
-            "reference: bigram entropy of this part (bits)": bigram_entropy(text),
-            "reference: bigram fitted to the training part (bits)": bigram_cross_entropy(self._train_text, text),
         }

@@ -24,7 +24,7 @@ def assignments_of(
     :param sample: draw the assignments; else their ``mode`` is used.
     :param mask: bool, as of the model.
     :returns: one for every layer, long, of as many entries as there are datapoints; (m, n) where the model selects m
-        experts for each.
+        experts for each, and (B, m, T) for the bytes of B sequences.
     """
     if isinstance(model, LanguageModel):
         return model.causal_logits(x, sample=sample)[1]

@@ -1,127 +1,22 @@
 """A small language model on bytes, whose feed-forward blocks are mixtures of experts."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.distributions import TorchDistribution
 from pyro.nn import PyroModule
 from torch import Tensor, nn
-from torch.nn.functional import pad, scaled_dot_product_attention
 
+from models.language_blocks import ByteTables, CausalAttention, ExpertBlock, FeedForward, RuleBlock, Sees
 from models.text import NUM_BYTES
 from prob_moe.distributions import AssignmentDistribution
 from prob_moe.experts import BatchedExperts
 from prob_moe.experts.validation import check_positive_int
-from prob_moe.layer.base import RoutedExperts
-
-
-class CausalAttention(nn.Module):
-    """
-    Multi-head attention on what came before, with a normalised input: (*, T, d) -> (*, T, d).
-
-    :param num_features: d.
-    :param num_heads: divides d.
-    """
-
-    def __init__(self, num_features: int, num_heads: int) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.norm = nn.LayerNorm(num_features)
-        self.inputs = nn.Linear(num_features, 3 * num_features)
-        self.output = nn.Linear(num_features, num_features)
-
-    def forward(self, h: Tensor) -> Tensor:
-        heads = self.inputs(self.norm(h)).unflatten(-1, (3 * self.num_heads, -1)).transpose(-2, -3)
-        queries, keys, values = heads.chunk(3, -3)
-        mixed = scaled_dot_product_attention(queries, keys, values, is_causal=True)
-        return self.output(mixed.transpose(-2, -3).flatten(-2))
-
-
-class FeedForward(nn.Module):
-    """The block that experts replace: one hidden layer on a normalised input, (*, d) -> (*, d)."""
-
-    def __init__(self, num_features: int, hidden_features: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(num_features)
-        self.hidden = nn.Linear(num_features, hidden_features)
-        self.output = nn.Linear(hidden_features, num_features)
-
-    def forward(self, h: Tensor) -> Tensor:
-        return self.output(self.hidden(self.norm(h)).relu())
-
-
-class ByteTables(nn.Module):
-    r"""
-    The last bytes, a table each: :math:`\sum_{l < L} E_l[b_{t-l}]`, long (*, T) -> (*, T, features).
-
-    :param num_features: of a row.
-    :param num_bytes: L, the byte itself and those before it; before the first byte there are zero bytes.
-    :param scale: standard deviation of the sum at the start, whose entries are normal.
-    """
-
-    def __init__(self, num_features: int, num_bytes: int, scale: float) -> None:
-        super().__init__()
-        self.tables = nn.ModuleList()
-        for _ in range(num_bytes):
-            rows = scale / num_bytes**0.5 * torch.randn(NUM_BYTES, num_features)
-            self.tables.append(nn.Embedding.from_pretrained(rows, freeze=False))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.stack([table(pad(x, (lag, 0))[..., : x.shape[-1]]) for lag, table in enumerate(self.tables)]).sum(
-            0
-        )
-
-
-class ExpertBlock(RoutedExperts, PyroModule):
-    """
-    A feed-forward block of experts, whose router sees bytes through tables of its own.
-
-    Own tables keep the noise of the score function out of attention, experts and embeddings, where it would drown
-    everything else. At the start the logits have a standard deviation well above 1: routing begins as a nearly fixed
-    function of the bytes, as in hash routing (Roller et al. 2021), on which experts can specialise, and is trained
-    from there.
-
-    :param name: of the assignment site.
-    :param router: long (*, T) -> logits (*, T, k), each from its byte and those before.
-    :param experts: from d to d features.
-    :param assignment: the assignment distribution.
-    :param capacity_factor: capacity = ceil(capacity_factor * T / k), in every sequence.
-    :param baseline: Pyro's ``infer["baseline"]`` options.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        router: nn.Module,
-        experts: BatchedExperts,
-        assignment: Callable[..., AssignmentDistribution],
-        capacity_factor: float,
-        baseline: dict[str, Any] | None = None,
-    ) -> None:
-        super().__init__(router, experts, assignment, capacity_factor=capacity_factor, baseline=baseline)
-        self.name = name
-        self.norm = nn.LayerNorm(experts.in_features)
-
-    def forward(self, h: Tensor, x: Tensor, *, everybody: bool = False) -> Tensor:
-        """
-        Draw the assignment of every sequence, and let the experts work; a dropped byte's output is 0.
-
-        :param h: (*, B, T, d).
-        :param x: bytes, long (B, T).
-        :param everybody: whether a dropped byte is processed too, by the expert that its router chose.
-        """
-        site = self.site(self.name, h, self.router(x))
-        return self.process(self.norm(h), site.assignment, site.law, everybody=everybody)
-
-    def unlimited(self, h: Tensor, x: Tensor, sample: bool) -> tuple[Tensor, Tensor]:
-        """:returns: outputs (B, T, d), and every byte's expert by its own router, long (B, T)."""
-        logits = self.router(x)
-        z = dist.Categorical(logits=logits).sample() if sample else logits.argmax(-1)
-        everybody = z.flatten()
-        capacity = int(everybody.bincount().max())
-        return self.experts(self.norm(h).flatten(0, -2), everybody, capacity=capacity).view(h.shape), z
+from prob_moe.prediction import mix
+from prob_moe.rules import RoutingRule
 
 
 class LanguageModel(PyroModule):
@@ -137,10 +32,16 @@ class LanguageModel(PyroModule):
     for the capacity of the experts, and no other sequence's do. So in the balanced objective the score of a sequence's
     assignment meets that sequence's cost only.
 
-    **Objectives.** Attention behind a block of experts lets a byte's expert change the cost of later bytes.
-    :class:`~prob_moe.estimators.TraceBalanced_ELBO` stays unbiased, for the balanced objective.
-    :class:`~prob_moe.estimators.TraceRouting_ELBO` takes the cost of each byte for all that its expert changes: here it
-    is the *surrogate* of the router objective, and biased; it takes ``check_meeting=False`` to say so.
+    **Objectives.** Attention behind a block of experts lets a byte's expert change the cost of later bytes
+    (:attr:`datapoints_meet`). :class:`~prob_moe.estimators.TraceBalanced_ELBO` stays unbiased, for the balanced
+    objective. :class:`~prob_moe.estimators.TraceRouting_ELBO` takes the cost of each byte for all that its expert
+    changes: here it is the *surrogate* of the router objective, and biased; it takes ``check_meeting=False`` to say so.
+    Where the last block alone has experts, bytes meet in the capacity only, and it is unbiased.
+
+    **Several experts per byte.** With ``num_selected`` = m the last block selects m experts for every byte, with values
+    (B, 1, m, T), and ``y`` has the :class:`~prob_moe.distributions.SelectedMixture` of what they say, each with a
+    read-out of its own: all below the last block is computed once, experts and read-out m times. Blocks of experts
+    before it have one expert per byte. :class:`~prob_moe.estimators.TraceMixture_ELBO` trains it.
 
     **Predictions are causal.** A matching of a sequence lets the expert of a byte depend on later bytes: as a predictor
     it would look ahead. :meth:`predict` and :meth:`generate` therefore let every byte go where its own router says,
@@ -150,74 +51,119 @@ class LanguageModel(PyroModule):
 
     With one expert this is the *dense model of equal compute*: every byte passes the same path of the same width.
 
-    :param assignment: the assignment distribution.
+    :param assignment: the assignment distribution; or None, with
+    :param rule: that makes a rule for every block of experts, which then draws nothing. Its loss is the site
+        ``assignment_1_loss``, ... Rules that look at the whole sequence when they serve are not causal.
     :param num_experts: of a block.
     :param hidden_features: width of an expert, and of a plain feed-forward block.
-    :param num_expert_blocks: the first blocks have experts, the others are plain.
+    :param num_expert_blocks: as many blocks have experts, the others are plain; these are
+    :param experts_in: the first ones, or the last ones.
     :param num_blocks: attention with a feed-forward block, each.
     :param num_features: d.
     :param num_heads: divides d.
     :param context: the longest sequence.
-    :param capacity_factor: capacity of an expert in a sequence, ceil(capacity_factor * T / k).
-    :param router_bytes: bytes that a router sees.
-    :param router_scale: standard deviation of the router's logits at the start.
-    :param baseline: Pyro's ``infer["baseline"]`` options of the assignment sites.
-    :raises ValueError: on sizes that do not go together.
+    :param capacity_factor: capacity of an expert in a sequence, ceil(capacity_factor * T m / k); of the distribution.
+    :param num_selected: m, the experts of every byte in the last block; None for one.
+    :param router: what routers see: ``"bytes"``, or the ``"hidden"`` features that the experts see.
+    :param router_bytes: bytes that a router of bytes sees.
+    :param router_scale: standard deviation of a router's logits at the start; None for 5 with bytes, and with hidden
+        features for the start of torch's linear maps, 0.6.
+    :param baseline: Pyro's ``infer["baseline"]`` options of the assignment sites with one expert.
+    :raises ValueError: on sizes or options that do not go together.
     """
 
     #: sequences and bytes
     max_plate_nesting = 2
-    #: elsewhere than in the capacity: in attention
-    datapoints_meet = True
 
     def __init__(
         self,
-        assignment: Callable[..., AssignmentDistribution],
+        assignment: Callable[..., AssignmentDistribution] | None = None,
         *,
+        rule: Callable[[], RoutingRule] | None = None,
         num_experts: int = 4,
         hidden_features: int = 256,
         num_expert_blocks: int = 1,
+        experts_in: Literal["first", "last"] = "first",
         num_blocks: int = 2,
         num_features: int = 64,
         num_heads: int = 4,
         context: int = 128,
         capacity_factor: float = 1.25,
+        num_selected: int | None = None,
+        router: Sees = "bytes",
         router_bytes: int = 1,
-        router_scale: float = 5.0,
+        router_scale: float | None = None,
         baseline: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         check_positive_int("num_experts", num_experts)
         check_positive_int("hidden_features", hidden_features)
+        if (assignment is None) == (rule is None):
+            raise ValueError(f"give one of assignment and rule, got {assignment!r} and {rule!r}")
         if not 1 <= num_expert_blocks <= num_blocks:
             raise ValueError(f"num_expert_blocks must be between 1 and {num_blocks}, got {num_expert_blocks!r}")
         if num_features % num_heads:
             raise ValueError(f"num_heads={num_heads} must divide num_features={num_features}")
+        if router_scale is not None and not 0 <= router_scale < float("inf"):
+            raise ValueError(f"router_scale must be finite and at least 0, got {router_scale!r}")
+        for name, value, known in (
+            ("experts_in", experts_in, ("first", "last")),
+            ("router", router, ("bytes", "hidden")),
+        ):
+            if value not in known:
+                raise ValueError(f"{name} must be {known[0]!r} or {known[1]!r}, got {value!r}")
+        with_experts = (
+            range(num_blocks)[:num_expert_blocks] if experts_in == "first" else range(num_blocks)[-num_expert_blocks:]
+        )
+        last = num_blocks - 1
+        if num_selected is not None:
+            _check_several(num_selected, num_experts, rule, last in with_experts)
         self.context = context
+        self.num_selected = num_selected
         self.bytes = ByteTables(num_features, 4, 1.0)
         self.places = nn.Parameter(0.1 * torch.randn(context, num_features))
         self.attention = nn.ModuleList([CausalAttention(num_features, num_heads) for _ in range(num_blocks)])
         self.feed_forward = nn.ModuleList()
         for block in range(num_blocks):
-            if block >= num_expert_blocks:
+            if block not in with_experts:
                 self.feed_forward.append(FeedForward(num_features, hidden_features))
                 continue
             experts = BatchedExperts(num_experts, num_features, hidden_features, num_features)
-            router = ByteTables(num_experts, router_bytes, router_scale)
-            site = f"assignment_{block + 1}"
-            self.feed_forward.append(ExpertBlock(site, router, experts, assignment, capacity_factor, baseline))
+            network: nn.Module
+            if router == "bytes":
+                network = ByteTables(num_experts, router_bytes, 5.0 if router_scale is None else router_scale)
+            else:
+                network = nn.Linear(num_features, num_experts)
+                if router_scale is not None:
+                    # What it sees is normalised.
+                    nn.init.normal_(network.weight, std=router_scale / num_features**0.5)
+                    nn.init.zeros_(network.bias)
+            parts = f"assignment_{block + 1}", network, router, experts
+            if rule is not None:
+                self.feed_forward.append(RuleBlock(*parts, rule()))
+                continue
+            assert assignment is not None
+            several = num_selected if block == last else None
+            of_one = baseline if several is None else None
+            self.feed_forward.append(ExpertBlock(*parts, assignment, capacity_factor, several, of_one))
         self.norm = nn.LayerNorm(num_features)
         self.readout = nn.Linear(num_features, NUM_BYTES)
 
     @property
+    def datapoints_meet(self) -> bool:
+        """Whether bytes meet elsewhere than in the capacity: in attention behind a block that draws its experts."""
+        return any(isinstance(block, ExpertBlock) for block in self.feed_forward[:-1])
+
+    @property
     def experts_by_layer(self) -> list[int]:
         """Number of experts of every block that has some."""
-        return [block.experts.num_experts for block in self.feed_forward if isinstance(block, ExpertBlock)]
+        return [block.experts.num_experts for block in self.feed_forward if isinstance(block, ExpertBlock | RuleBlock)]
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """
         :param x: bytes, long (B, T) with T at most ``context``.
-        :param y: the bytes that follow, long (B, T), or None to draw them; then nobody is dropped.
+        :param y: the bytes that follow, long (B, T), or None to draw them; then nobody is dropped, and of several
+            experts one is drawn from the router.
         :returns: y.
         :raises ValueError: if x is empty, too long, or no pair of dimensions, or y has another shape.
         """
@@ -225,42 +171,69 @@ class LanguageModel(PyroModule):
         if y is not None and y.shape != x.shape:
             raise ValueError(f"y must have the shape of x, {tuple(x.shape)}, got {tuple(y.shape)}")
         with pyro.plate("sequences", x.shape[0], dim=-2):
-            for attention, feed_forward in zip(self.attention, self.feed_forward):
+            likelihood = None
+            for attention, block in zip(self.attention, self.feed_forward):
                 h = h + attention(h)
-                if isinstance(feed_forward, ExpertBlock):
-                    h = h + feed_forward(h, x, everybody=y is None)
+                if isinstance(block, RuleBlock):
+                    h = h + block(h, x, everybody=y is None)
+                elif not isinstance(block, ExpertBlock):
+                    h = h + block(h)
                 else:
-                    h = h + feed_forward(h)
+                    out, site = block(h, x, everybody=y is None)
+                    if block.num_selected is None:
+                        h = h + out
+                    elif y is None:
+                        h = h + block.alone(h, x, sample=True)[0]
+                    else:
+                        likelihood = block.selected_mixture(site, h.unsqueeze(-3) + out, self._next_byte)
             with pyro.plate("bytes", x.shape[1], dim=-1):
-                return pyro.sample("y", dist.Categorical(logits=self.readout(self.norm(h))), obs=y)
+                return pyro.sample("y", self._next_byte(h) if likelihood is None else likelihood, obs=y)
 
     @torch.no_grad()
-    def predict(self, x: Tensor, *, sample: bool = False) -> dist.Categorical:
+    def predict(self, x: Tensor, *, num_selected: int | None = None, sample: bool = False) -> dist.Categorical:
         """
         The law of the next bytes, (B, T), see :meth:`causal_logits`.
 
-        :param sample: draw every byte's expert from its router; else the router's favourite is used.
+        :param num_selected: as in :meth:`causal_logits`.
+        :param sample: likewise.
         """
-        return dist.Categorical(logits=self.causal_logits(x, sample=sample)[0])
+        return dist.Categorical(logits=self.causal_logits(x, num_selected=num_selected, sample=sample)[0])
 
     @torch.no_grad()
-    def causal_logits(self, x: Tensor, *, sample: bool = False) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def causal_logits(
+        self, x: Tensor, *, num_selected: int | None = None, sample: bool = False
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """
         Logits of the next bytes, where what is said of a byte depends on nothing that follows it.
 
         :param x: bytes, long (B, T).
-        :param sample: draw every byte's expert from its router; else the router's favourite is used.
-        :returns: logits of the next bytes (B, T, 256), and for every block of experts the expert of each byte, (B, T).
+        :param num_selected: m, mix what each byte's m favourites in the last block say, with renormalised
+            probabilities; None for as many as were trained.
+        :param sample: draw every byte's expert from its router; else the router's favourite is used. Of several, one
+            is drawn in the last block, too: a byte drawn after it is one of the mixture of all experts.
+        :returns: logits of the next bytes (B, T, 256), and for every block of experts the expert of each byte, (B, T);
+            with several (B, m, T).
+        :raises ValueError: if m is no int from 1 to k, or the last block draws no experts.
         """
-        h, assignments = self._embedded(x), []
-        for attention, feed_forward in zip(self.attention, self.feed_forward):
+        h = self._embedded(x)
+        assignments: list[Tensor] = []
+        several = self.num_selected if num_selected is None else num_selected
+        last = self.feed_forward[-1]
+        if num_selected is not None:
+            rule = last if isinstance(last, RuleBlock) else None
+            _check_several(num_selected, self.experts_by_layer[-1], rule, isinstance(last, ExpertBlock))
+        for attention, block in zip(self.attention, self.feed_forward):
             h = h + attention(h)
-            if isinstance(feed_forward, ExpertBlock):
-                out, z = feed_forward.unlimited(h, x, sample)
-                assignments.append(z)
+            if not isinstance(block, ExpertBlock | RuleBlock):
+                h = h + block(h)
+            elif several is not None and not sample and block is last and isinstance(block, ExpertBlock):
+                out, log_p, z = block.favourites(h, x, several)
+                law = mix(log_p.mT, self._next_byte(h.unsqueeze(-2) + out.movedim(-3, -2)))
+                return law.logits, (*assignments, z)
             else:
-                out = feed_forward(h)
-            h = h + out
+                out, z = block.alone(h, x, sample=sample)
+                h = h + out
+                assignments.append(z)
         return self.readout(self.norm(h)), tuple(assignments)
 
     @torch.no_grad()
@@ -291,3 +264,22 @@ class LanguageModel(PyroModule):
                 f"x must have shape (sequences, T) with at least one byte and T <= {self.context}, got {tuple(x.shape)}"
             )
         return self.bytes(x) + self.places[: x.shape[1]]
+
+    def _next_byte(self, h: Tensor) -> TorchDistribution:
+        return dist.Categorical(logits=self.readout(self.norm(h)))
+
+
+def _check_several(num_selected: int, num_experts: int, rule: object, drawn_in_last: bool) -> None:
+    """
+    :raises ValueError: if several experts per byte cannot be had.
+    """
+    check_positive_int("num_selected", num_selected)
+    if num_selected > num_experts:
+        raise ValueError(f"num_selected={num_selected} exceeds the number of experts, {num_experts}")
+    if rule is not None:
+        raise ValueError(f"num_selected={num_selected} is for assignment distributions: give a rule its own option")
+    if not drawn_in_last:
+        raise ValueError(
+            f"num_selected={num_selected} wants experts in the last block, where only they and the read-out are "
+            "computed several times: use experts_in='last'"
+        )

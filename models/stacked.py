@@ -28,7 +28,9 @@ class StackedMixture(RoutedExperts, PyroModule):
     by the first layer takes no part in the second: no capacity, no load, no likelihood; a capacity factor of the second
     counts those who are left. The router objective is
     :math:`\sum_i \sum_{z^1, z^2} p^1_i(z^1)\, p^2_i(z^2 \mid z^1)\, f_i(z^1, z^2)`, and the importance weight of a
-    datapoint is the product over its layers (:class:`~prob_moe.estimators.TraceRouting_ELBO`).
+    datapoint is the product over its layers (:class:`~prob_moe.estimators.TraceRouting_ELBO`). Where ``second`` has
+    ``num_selected``, its mixture bound takes the place of :math:`f_i`, with the weights of the first layer
+    (:class:`~prob_moe.estimators.TraceMixture_ELBO`).
 
     :param router: module (n, d) -> logits (n, k1).
     :param experts: the first layer's experts.
@@ -93,18 +95,22 @@ class StackedMixture(RoutedExperts, PyroModule):
         marginal = (log_p + self.second.marginal_log_likelihood(hidden, y.unsqueeze(-2), mask)).logsumexp(-2)
         return marginal if mask is None else marginal.masked_fill(~mask, 0.0)
 
-    def predict(self, x: Tensor, *, num_selected: int | None = None, mask: Tensor | None = None) -> TorchDistribution:
+    def predict(
+        self, x: Tensor, *, num_selected: int | tuple[int, int] | None = None, mask: Tensor | None = None
+    ) -> TorchDistribution:
         """
         The law of y given x over both layers' experts, see :meth:`MixtureOfExperts.predict`.
 
-        :param num_selected: of either layer, the most probable experts only, with renormalised probabilities.
+        :param num_selected: of either layer, or of the first and of the second, the most probable experts only, with
+            renormalised probabilities.
         :returns: batch shape (n,).
         """
+        of_first, of_second = num_selected if isinstance(num_selected, tuple) else (num_selected, num_selected)
         log_p, hidden = self._paths(x, mask)
-        log_p, hidden = most_probable(log_p.mT, hidden.movedim(0, -2), num_selected)  # (n, m), (n, m, d)
+        log_p, hidden = most_probable(log_p.mT, hidden.movedim(0, -2), of_first)  # (n, m), (n, m, d)
         num_datapoints, num_paths = log_p.shape
         second = None if mask is None else mask.unsqueeze(-1).expand(log_p.shape).flatten()
-        log_p2, out = self.second.weighted_outputs(hidden.flatten(0, 1), num_selected=num_selected, mask=second)
+        log_p2, out = self.second.weighted_outputs(hidden.flatten(0, 1), num_selected=of_second, mask=second)
         log_p = log_p.unsqueeze(-1) + log_p2.reshape(num_datapoints, num_paths, -1)
         paths = out.reshape(num_datapoints, -1, out.shape[-1])
         return mix(log_p.flatten(-2), likelihood_of(paths, self.second.likelihood))

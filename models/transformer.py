@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from models.language import CausalAttention
+from models.language_blocks import CausalAttention
 from prob_moe.layer import ExpertLayer
 
 

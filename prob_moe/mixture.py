@@ -8,9 +8,8 @@ from pyro.distributions import TorchDistribution
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from prob_moe.distributions import AssignmentDistribution, DependentRounding, SelectedMixture
+from prob_moe.distributions import AssignmentDistribution, DependentRounding
 from prob_moe.estimators.baselines import Baseline
-from prob_moe.estimators.sites import outside_plate
 from prob_moe.experts import BatchedExperts
 from prob_moe.layer.base import RoutedExperts, Site
 from prob_moe.layer.parts import (
@@ -125,7 +124,8 @@ class MixtureOfExperts(RoutedExperts, PyroModule):
         elif y is None:
             likelihood = self.predict(x, mask=mask)
         else:
-            likelihood = self._likelihood_of_several(x, site, mask)
+            out = self.process(x, site.assignment, site.law, mask)
+            likelihood = self.selected_mixture(site, out, self.likelihood)
         if y is not None:
             check_observations(y, likelihood.event_shape, x.shape[-2])
             y = fill(y, mask, likelihood.event_dim)
@@ -136,16 +136,6 @@ class MixtureOfExperts(RoutedExperts, PyroModule):
         out = self.process(x, site.assignment, site.law, mask, everybody=everybody)
         processed = site.assignment >= 0
         return likelihood_of(out, self.likelihood).mask(processed if mask is None else processed & mask)
-
-    def _likelihood_of_several(self, x: Tensor, site: Site, mask: Tensor | None) -> SelectedMixture:
-        out = self.process(x, site.assignment, site.law, mask)
-        law, value = site.law, site.value
-        return SelectedMixture(
-            site.in_plate(law.log_importance_weights(value)).to(out.dtype),
-            site.in_plate(law.router_log_prob(value)),
-            likelihood_of(out, self.likelihood),
-            keep_probability=outside_plate(law.keep_probability(value)),
-        )
 
     def routing(self, x: Tensor, mask: Tensor | None = None) -> AssignmentDistribution:
         """The assignment distribution of a batch; its batch shape leaves dimension -1 to the data plate."""

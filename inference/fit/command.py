@@ -1,46 +1,26 @@
 """The command ``fit``."""
 
-import io
-import platform
 import shlex
-from contextlib import nullcontext
-from functools import cache, partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import numpy as np
-import pyro
 import torch
 import typer
-from rich.console import Console
-from rich.progress import Progress, TaskID
 
-import prob_moe
 from inference.fit.report import as_json, print_table, write_results
 from inference.fit.sampled_text import write_sampled_text
+from inference.fit.seeds import fit_seeds
 from inference.registry.builtin import REGISTRY
 from inference.registry.options import Plugins, listed, name_of
 from inference.runs.checkpoint import CheckpointError
 from inference.runs.config import FitConfig, Serve
-from inference.runs.exits import end, errors
-from inference.runs.lock import FolderLock
+from inference.runs.exits import end
 from inference.runs.outputs import check_not_of_another_command
-from inference.runs.progress import console, progress_bar
+from inference.runs.progress import console
 from inference.runs.run_folder import RunFolder
-from inference.tasks import Task
-from inference.training.device import Dtype, check_device, default_dtype, move
-from inference.training.interrupts import InterruptedFit, StopSignals
-from inference.training.keeper import FitKeeper
-from inference.training.objective import is_surrogate
-from inference.training.run import FitResult, Status, run_fit, steps_per_epoch
-from inference.training.sharing import one_layer
-from inference.training.torchrun import LostProcessError, check_shared, is_first, num_started, processes, restarted
-from inference.training.trainer import NonFiniteLossError
-
-#: fits 80 columns
-DETAILS = (
-    "{task.fields[rate]} datapoints/s, loss {task.fields[loss]}, load {task.fields[load]}, {task.fields[drops]} % drop"
-)
+from inference.training.device import Dtype, default_dtype
+from inference.training.interrupts import InterruptedFit
+from inference.training.torchrun import LostProcessError, check_shared, is_first, restarted
 
 
 def fit(
@@ -54,28 +34,32 @@ def fit(
     assignment: Annotated[
         str,
         typer.Option(
-            callback=name_of("procedure", lambda: REGISTRY.procedures),
-            help=f"Procedure that assigns: {listed(REGISTRY.procedures)}.",
+            callback=name_of("procedure or rule", lambda: REGISTRY.fitted),
+            help=f"Procedure that assigns, or for language a rule: {listed(REGISTRY.fitted)}.",
         ),
     ] = "dependent-rounding",
-    capacity_factor: Annotated[float, typer.Option(help="Capacity is ceil(factor * n / k).")] = 1.25,
+    capacity_factor: Annotated[
+        float, typer.Option(help="Capacity is ceil(factor * n / k), with several experts ceil(factor * n m / k).")
+    ] = 1.25,
     estimator: Annotated[
-        str,
+        str | None,
         typer.Option(
             callback=name_of("estimator", lambda: REGISTRY.estimators),
             help=f"How the gradient is estimated: {listed(REGISTRY.estimators)}.",
+            show_default="weighted; none with a rule",
         ),
-    ] = "weighted",
+    ] = None,
     baseline: Annotated[
         str | None,
         typer.Option(
             callback=name_of("baseline", lambda: REGISTRY.baselines),
             help=f"Subtracted from the cost: {listed(REGISTRY.baselines)}.",
-            show_default="decaying; none with several experts",
+            show_default="decaying; none with a rule, or one layer of several experts",
         ),
     ] = None,
     num_selected: Annotated[
-        int | None, typer.Option(help="Experts of every datapoint, at least 2; for mixture, and weighted.")
+        int | None,
+        typer.Option(help="Experts of every datapoint in the last layer, at least 2; for mixture, and weighted."),
     ] = None,
     num_particles: Annotated[int | None, typer.Option(help="Draws a step; 2 with leave-one-out, else 1.")] = None,
     num_experts: Annotated[int | None, typer.Option(help="Experts of a layer.")] = None,
@@ -87,8 +71,21 @@ def fit(
             show_default="a batch as it is",
         ),
     ] = None,
-    num_layers: Annotated[int, typer.Option(help="Layers of experts (digits: 1 or 2).")] = 1,
+    num_layers: Annotated[int, typer.Option(help="Layers of experts: 1 or 2.")] = 1,
+    experts_in: Annotated[
+        str | None, typer.Option(help="Language: the first or the last blocks have experts.", show_default="first")
+    ] = None,
+    router: Annotated[
+        str | None, typer.Option(help="Language: routers see bytes or hidden features.", show_default="bytes")
+    ] = None,
     load_balancing: Annotated[float, typer.Option(help="Weight of the load-balancing loss.")] = 0.0,
+    router_scale: Annotated[
+        float | None,
+        typer.Option(
+            help="Language: standard deviation of logits at the start.",
+            show_default="5 of bytes, 0.6 of hidden features",
+        ),
+    ] = None,
     num_epochs: Annotated[int | None, typer.Option(help="Passes over the training data.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Datapoints a step.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Learning rate of Adam.")] = None,
@@ -130,6 +127,10 @@ def fit(
 
     Example: torchrun --nproc-per-node 2 -m inference fit digits --num-groups 4
 
+    Example: python -m inference fit language --experts-in last --estimator mixture --num-selected 2
+
+    Example: python -m inference fit language --experts-in last --router hidden --assignment switch
+
     Example: python -m inference fit digits --plugin my_distribution.py --assignment spaced-skip
     """
     # Tensors and assignments are too small to share between threads.
@@ -155,8 +156,8 @@ def fit(
             task,
             assignment,
             capacity_factor,
-            estimator,
-            baseline or ("decaying" if num_selected is None else "none"),
+            estimator or (None if assignment in REGISTRY.rules else "weighted"),
+            baseline or _default_baseline(assignment, num_selected, num_layers),
             num_particles,
             num_experts,
             hidden_features,
@@ -172,6 +173,9 @@ def fit(
             dtype,
             num_selected,
             num_groups,
+            experts_in,
+            router,
+            router_scale,
         )
         stored = run.read_config() if resume else None
         if stored is not None:
@@ -180,12 +184,13 @@ def fit(
             raise ValueError(f"there is no run in {run.path} to go on with: leave --resume out to start one")
         check_shared(config.num_groups)
         with default_dtype(config.dtype):
-            results, chosen, config = _fit_all(config, run, checkpoint_every, resume, timeout)
+            results, chosen, config = fit_seeds(config, run, checkpoint_every, resume, timeout)
         if not is_first():
             return
         several = "" if config.num_selected is None else f"{config.num_selected} experts per datapoint, "
+        trained = "" if config.estimator is None else f", {config.estimator}, baseline {config.baseline}"
         title = (
-            f"{config.task}: {config.assignment}, {config.estimator}, baseline {config.baseline}\n"
+            f"{config.task}: {config.assignment}{trained}\n"
             f"{several}capacity factor {config.capacity_factor:g}, loads of the {config.serve}"
         )
         files = write_results(chosen, results, title, run)
@@ -199,7 +204,7 @@ def fit(
         end(f"{stopped}; the checkpoint is written, go on with: {command}", 128 + stopped.signum)
     except (ValueError, NotImplementedError, CheckpointError, OSError) as error:
         # Pyro appends the shapes of the trace to what is wrong.
-        end(str(error) or f"{assignment} cannot be trained with the estimator {estimator}")
+        end(str(error) or f"{config.assignment} cannot be trained with the estimator {config.estimator}")
     if as_json_:
         typer.echo(as_json(results, config.plain(), run))
     else:
@@ -207,85 +212,12 @@ def fit(
         console.print(f"written to {run.path}: {', '.join(files)}")
 
 
+def _default_baseline(assignment: str, num_selected: int | None, num_layers: int) -> str:
+    of_sites_with_one_expert = assignment not in REGISTRY.rules and (num_selected is None or num_layers > 1)
+    return "decaying" if of_sites_with_one_expert else "none"
+
+
 def _explicit(context: typer.Context) -> set[str]:
     """The names of the options that were given, and not left to their defaults."""
     sources = {name: context.get_parameter_source(name) for name in context.params}
     return {name for name, source in sources.items() if source is not None and source.name != "DEFAULT"}
-
-
-def _fit_all(
-    config: FitConfig, run: RunFolder, checkpoint_every: int, resume: bool, timeout: float
-) -> tuple[dict[int, FitResult], Task, FitConfig]:
-    """Fit every seed; the options come back with the task's own in the place of None."""
-    device = check_device(config.device)
-    task: Task = REGISTRY.tasks[config.task].make()
-    move(task, device)
-    config = config.resolved(task)
-    options = config.options(task)
-    if is_surrogate(task, config.estimator) and is_first():
-        errors.print(
-            f"note: in the model of {config.task} datapoints meet elsewhere than in the capacity, so the estimator "
-            f"{config.estimator} is a biased surrogate of the router objective; balanced is unbiased for its own"
-        )
-
-    @cache
-    def begin() -> None:
-        """Once, when the first step of all is done: until then an earlier run stays as it is."""
-        run.path.mkdir(parents=True, exist_ok=True)
-        lock.take()
-        if not resume:
-            run.clear()
-        run.write_config(config.plain(), _versions(), config.plugins())
-
-    results = {}
-    num_experts = 1 if num_started() == 1 else one_layer(task.build(options.model)).experts.num_experts
-    total = options.num_epochs * steps_per_epoch(task, options.batch_size)
-    nothing = _shown(Status(0, *[float("nan")] * 4))
-    lock = FolderLock(run.path)
-    with (
-        processes(num_experts, device.type, timeout) as mesh,
-        lock if is_first() else nullcontext(),
-        StopSignals() as signals,
-        progress_bar(DETAILS, 6, errors if is_first() else Console(file=io.StringIO())) as progress,
-    ):
-        for seed in config.seeds:
-            bar = progress.add_task(f"seed {seed}", total=total, **nothing)
-            keeper = FitKeeper(
-                run.seed(seed),
-                config.of_seed(seed),
-                checkpoint_every,
-                signals,
-                begin=begin,
-                resume=resume,
-                writes=is_first(),
-            )
-            with keeper:
-                try:
-                    results[seed] = run_fit(task, options, seed, partial(_show, progress, bar), keeper, mesh)
-                except NonFiniteLossError as error:
-                    raise ValueError(f"{error}; {keeper.last_checkpoint()}") from error
-    return results, task, config
-
-
-def _show(progress: Progress, bar: TaskID, status: Status) -> None:
-    progress.update(bar, **_shown(status))
-
-
-def _shown(status: Status) -> dict[str, Any]:
-    return {
-        "completed": status.step,
-        "rate": f"{status.rate:,.0f}",
-        "loss": f"{status.loss:.3f}",
-        "load": f"{status.max_mean_load:.2f}",
-        "drops": f"{100 * status.drop_rate:.1f}",
-    }
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "pyro": pyro.__version__,
-        "numpy": np.__version__,
-        "prob_moe": prob_moe.__version__,
-    }

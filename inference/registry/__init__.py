@@ -7,6 +7,7 @@ entry holds. Everything that reads names, offers them or shows them asks the one
 
 from inference.registry.entries import (
     BaselineEntry,
+    Entry,
     EstimatorEntry,
     Objective,
     ProcedureEntry,
@@ -18,6 +19,7 @@ from inference.registry.shelves import Registry
 
 __all__ = [
     "BaselineEntry",
+    "Entry",
     "EstimatorEntry",
     "Objective",
     "ProcedureEntry",

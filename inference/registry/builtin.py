@@ -120,11 +120,14 @@ def _loss_free(setting: RuleSetting) -> dict[str, Any]:
 
 
 _STUDY, _GRADIENTS = ("study",), ("gradients",)
+_TEXT = ("study", "fit")
+#: no experts of one's own, a look at what follows when it serves, or something to know or to move in every step
+_NO_TEXT = ("study", "gradients")
 
 REGISTRY.add(
     RuleEntry("sampled gate", rules.SampledGate, objectives=_GATED, **_BALANCING),
-    RuleEntry("SparseMixer v1", rules.SparseMixer, objectives=_GATED, commands=_STUDY, **_BALANCING),
-    RuleEntry("SparseMixer v2", rules.SparseMixerV2, objectives=_GATED, commands=_STUDY, **_BALANCING),
+    RuleEntry("SparseMixer v1", rules.SparseMixer, objectives=_GATED, commands=_TEXT, **_BALANCING),
+    RuleEntry("SparseMixer v2", rules.SparseMixerV2, objectives=_GATED, commands=_TEXT, **_BALANCING),
     RuleEntry(
         "SparseMixer v1, no window", rules.SparseMixer, objectives=_GATED, options=_no_window, commands=_GRADIENTS
     ),
@@ -138,33 +141,33 @@ REGISTRY.add(
     # The input is mixed into the output where both have the same features.
     RuleEntry("BASE", rules.BASELayer, options=lambda setting: {"carry": setting.same_features}),
     RuleEntry("S-BASE", rules.SinkhornBASE),
-    RuleEntry("expert choice", rules.ExpertChoice),
+    RuleEntry("expert choice", rules.ExpertChoice, commands=_NO_TEXT),
     RuleEntry(
         "σ-MoE",
         rules.SigmaMoE,
         balancing="entropy_weight",
         options=lambda setting: {"num_selected": 1},
-        commands=_STUDY,
+        commands=_TEXT,
     ),
     RuleEntry("σ-MoE, top 2", rules.SigmaMoE, commands=_GRADIENTS),
-    RuleEntry("loss-free bias", rules.LossFreeBias, options=_loss_free),
+    RuleEntry("loss-free bias", rules.LossFreeBias, options=_loss_free, commands=_NO_TEXT),
     RuleEntry("sparse transport", rules.SparsityConstrainedTransport, options=_transport, commands=_STUDY),
     RuleEntry("sparse transport, top 2", rules.SparsityConstrainedTransport, commands=_GRADIENTS),
-    RuleEntry("hash", rules.HashRouting),
+    RuleEntry("hash", rules.HashRouting, commands=_NO_TEXT),
     RuleEntry("DenseMixer", rules.DenseMixer, exact=False),
-    RuleEntry("dense mixture", rules.DenseMixture, dense=True, limited=False),
-    RuleEntry("SMEAR", rules.SMEAR, dense=True, limited=False),
-    RuleEntry("Soft MoE", rules.SoftMoE, dense=True, limited=False),
+    RuleEntry("dense mixture", rules.DenseMixture, dense=True, limited=False, commands=_NO_TEXT),
+    RuleEntry("SMEAR", rules.SMEAR, dense=True, limited=False, commands=_NO_TEXT),
+    RuleEntry("Soft MoE", rules.SoftMoE, dense=True, limited=False, commands=_NO_TEXT),
 )
 
 
-def _task(name: str) -> Any:
+def _task(name: str, module: str = "inference.tasks") -> Any:
     # The tasks read this registry.
-    return getattr(import_module("inference.tasks"), name)()
+    return getattr(import_module(module), name)()
 
 
 REGISTRY.add(
     TaskEntry("digits", partial(_task, "Digits")),
     TaskEntry("piecewise", partial(_task, "Piecewise")),
-    TaskEntry("language", partial(_task, "Language")),
+    TaskEntry("language", partial(_task, "Language", "inference.language_task")),
 )

@@ -119,7 +119,8 @@ class RuleEntry(Entry):
     :param limited: whether it takes a capacity factor.
     :param balancing: its own option for the weight of its load-balancing loss; else the study adds Switch's.
     :param options: further options, from the setting.
-    :param commands: that know it; a variant is for one of them.
+    :param commands: that know it; a variant is for one of them. ``fit`` trains language models with it, so that it has
+        to give every byte experts of its own, and to serve a byte without looking at those that follow.
     """
 
     kind = "rule"
@@ -132,7 +133,12 @@ class RuleEntry(Entry):
     limited: bool = True
     balancing: str | None = None
     options: Callable[[RuleSetting], dict[str, Any]] = _no_options
-    commands: tuple[str, ...] = ("study", "gradients")
+    commands: tuple[str, ...] = ("study", "gradients", "fit")
+
+    @property
+    def words(self) -> str:
+        """What the rule says that it aims at."""
+        return str(getattr(getattr(self.make, "func", self.make), "objective", "what its docstring says"))
 
     def build(self, setting: RuleSetting) -> RoutingRule:
         """A new rule."""

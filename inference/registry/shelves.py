@@ -103,6 +103,16 @@ class Registry:
                 return f"{self.procedures[procedure].label}, {variant}"
         return next((label for label in OTHERS if spelling(label) == text), text)
 
+    @property
+    def fitted(self) -> Mapping[str, ProcedureEntry | RuleEntry]:
+        """Whatever ``fit`` can be asked to route by, by name: procedures, then rules."""
+        rules = {name: entry for name, entry in self.rules.items() if "fit" in entry.commands}
+        return {**self.procedures, **rules}
+
+    def to_fit(self, name: str) -> ProcedureEntry | RuleEntry:
+        """:raises UnknownNameError: where none of :attr:`fitted` has the name."""
+        return self.fitted[resolve("procedure or rule", name, self.fitted)]
+
     # For plugins -----------------------------------------------------------------------------------------------------
 
     def state(self) -> list[dict[str, Entry]]:

@@ -5,10 +5,10 @@ from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from typing import Any, Self, get_args, get_type_hints
 
+from inference.registry import Entry
 from inference.registry.builtin import REGISTRY
 from inference.registry.names import UnknownNameError
 from inference.registry.plugins import loaded
-from inference.registry.shelves import Shelf
 from inference.runs.checkpoint import differences
 from inference.tasks import ModelOptions, Task
 from inference.training.device import Dtype
@@ -38,7 +38,7 @@ class FitConfig:
     task: str
     assignment: str
     capacity_factor: float
-    estimator: str
+    estimator: str | None
     baseline: str
     num_particles: int | None
     num_experts: int | None
@@ -55,28 +55,31 @@ class FitConfig:
     dtype: Dtype
     num_selected: int | None = None
     num_groups: int | None = None
+    experts_in: str | None = None
+    router: str | None = None
+    router_scale: float | None = None
 
     def __post_init__(self) -> None:
-        for name, shelf in self._shelves().items():
-            object.__setattr__(self, name, shelf[getattr(self, name)].name)
+        for name, entry in self._entries().items():
+            object.__setattr__(self, name, entry.name)
         if self.num_seeds < 1:
             raise ValueError(f"num_seeds must be a positive int, got {self.num_seeds!r}")
         if not 0 <= self.seed <= 2**32 - self.num_seeds:
             raise ValueError(f"seed must be an int from 0 to {2**32 - self.num_seeds}, got {self.seed!r}")
 
-    @staticmethod
-    def _shelves() -> dict[str, Shelf[Any]]:
-        """By option, what it is a name of."""
-        return {
-            "task": REGISTRY.tasks,
-            "assignment": REGISTRY.procedures,
-            "estimator": REGISTRY.estimators,
-            "baseline": REGISTRY.baselines,
+    def _entries(self) -> dict[str, Entry]:
+        """By option, what has the name."""
+        named: dict[str, Entry] = {
+            "task": REGISTRY.tasks[self.task],
+            "assignment": REGISTRY.to_fit(self.assignment),
         }
+        if self.estimator is not None:
+            named["estimator"] = REGISTRY.estimators[self.estimator]
+        return {**named, "baseline": REGISTRY.baselines[self.baseline]}
 
     def plugins(self) -> list[str]:
         """:returns: the plugins that the names are of, each once."""
-        origins = (shelf[getattr(self, name)].origin for name, shelf in self._shelves().items())
+        origins = (entry.origin for entry in self._entries().values())
         return list(dict.fromkeys(origin for origin in origins if origin))
 
     @property
@@ -116,6 +119,9 @@ class FitConfig:
                 self.hidden_features,
                 self.num_layers,
                 self.num_selected,
+                self.experts_in,
+                self.router,
+                self.router_scale,
             ),
             estimator=self.estimator,
             num_particles=config.num_particles,
@@ -136,8 +142,9 @@ class FitConfig:
         :raises ValueError: if it is not what :meth:`plain` returned.
         """
         hints = get_type_hints(cls)
-        # A run of before several experts could be selected had one; of before groups, batches as they are.
-        values = {"num_selected": None, "num_groups": None, **values}
+        # What runs did not have before there were these options.
+        new = ("num_selected", "num_groups", "experts_in", "router", "router_scale")
+        values = {**dict.fromkeys(new), **values}
         if values.keys() != hints.keys():
             raise ValueError(f"not the options of a fit: {sorted(values.keys() ^ hints.keys())} missing or unknown")
         try:

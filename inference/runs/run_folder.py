@@ -23,7 +23,8 @@ layers processed); and for each assignment site of the model, in the order of th
 ``FIELD/SITE`` for every field of :class:`~prob_moe.diagnostics.RoutingDiagnostics` and ``load/SITE/EXPERT``, the
 datapoints that an expert processed; with several experts per datapoint also ``responsibility_entropy/y`` (nats) and
 ``effective_experts/y`` among the selected. All after ``datapoints_per_second`` is empty except at the steps that were
-looked at, the first and every tenth of an epoch. ``epochs.csv`` has the columns of ``fit_TASK_curve.csv``.
+looked at, the first and every tenth of an epoch, and throughout with rules, which draw nothing. ``epochs.csv`` has the
+columns of ``fit_TASK_curve.csv``.
 """
 
 import json

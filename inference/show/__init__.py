@@ -1,3 +1,3 @@
 """
-A run as one page: ``run_reader`` opens its folder, ``report`` says what stands on the page, ``html`` writes it.
+A run as one page: ``runs.run_reader`` opens its folder, ``report`` says what stands on the page, ``html`` writes it.
 """

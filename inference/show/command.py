@@ -43,9 +43,9 @@ def show(
     """
     torch.set_num_threads(1)
     # Drawing is slow to import; --help need not wait for it.
+    from inference.runs.run_reader import load_fit, read_run
     from inference.show.report import Report, is_report_of
     from inference.show.routing_view import routing_view
-    from inference.show.run_reader import load_fit, read_run
     from inference.show.run_summary import summary
 
     try:

@@ -5,7 +5,7 @@ import torch
 from inference.show import captions, graph_figures, graphs, router_map
 from inference.show.html import Content, Text, picture
 from inference.show.router_map import LETTERS, Served
-from inference.show.routing_view import RoutingView
+from inference.show.routing_view import RoutingView, favourite
 from inference.show.run_figures import layer_names
 from inference.training import plots as fit_plots
 from inference.training.evaluate import evaluate
@@ -33,7 +33,9 @@ def map_pictures(fit: Fit, view: RoutingView) -> Content:
         log_p = routing.logits.log_softmax(-1).clamp(min=-30).double().reshape(-1, routing.num_experts)
         present = _present(routing, z)
         groups = [group for group, there in zip(view.groups, present.tolist()) if there]
-        served = Served(log_p[present].numpy(), z.flatten()[present].numpy(), routing.num_experts, groups)
+        served = Served(
+            log_p[present].numpy(), favourite(z, routing).flatten()[present].numpy(), routing.num_experts, groups
+        )
         figure = router_map.principal_components(served, "the router's log-probabilities")
         content.append(picture(figure, captions.LOGITS.format(layer=_sentence(names[site]))))
     return content
@@ -85,7 +87,7 @@ def _graphs_of_layer(
     return content
 
 
-def expert_use(fit: Fit, view: RoutingView) -> Content:
+def expert_use(fit: Fit) -> Content:
     """Shares of the groups of the test set by expert, as served."""
     task = fit.task
     _, use = evaluate(task, fit.model, task.test, fit.options.sample)

@@ -5,11 +5,11 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+from inference.runs.run_reader import Run
 from inference.show import captions, run_figures, weight_figures
 from inference.show.html import Content, Section, Table, Text, page, picture
 from inference.show.model_sections import expert_use, graph_pictures, map_pictures
 from inference.show.routing_view import RoutingView
-from inference.show.run_reader import Run
 from inference.show.run_summary import describe, mean_and_error
 from inference.training.run import Fit
 
@@ -50,7 +50,7 @@ class Report:
 
     def html(self) -> str:
         config = self.run.config
-        title = f"{config.task}: {config.assignment}, {config.estimator}"
+        title = f"{config.task}: {config.assignment}" + (f", {config.estimator}" if config.estimator else "")
         return page(title, self.sections(), origin_of(self.run))
 
     def sections(self) -> list[Section]:
@@ -62,7 +62,7 @@ class Report:
             "Importance weights": self._weights,
             "Router map": lambda: map_pictures(*self._fitted()),
             "Assignment and exchange": lambda: graph_pictures(*self._fitted()),
-            "Expert use": lambda: expert_use(*self._fitted()),
+            "Expert use": lambda: expert_use(self._fit()),
         }
         sections = []
         for title, make in makers.items():
@@ -109,6 +109,8 @@ class Report:
         steps = self.run.steps
         if steps.empty:
             raise LeftOutError("there are no metrics")
+        if not run_figures.sites_of(steps):
+            raise LeftOutError(self.why_not or "nothing was drawn")
         of_seed = steps[steps.seed == self.seed]
         shares: Content = (
             self._left_out("Loads and drops (in part)", f"the loads, since there are no metrics of seed {self.seed}")
@@ -120,6 +122,8 @@ class Report:
     def _weights(self) -> Content:
         if self.run.steps.empty:
             raise LeftOutError("there are no metrics")
+        if not run_figures.sites_of(self.run.steps):
+            raise LeftOutError(self.why_not or "nothing was drawn")
         drawn = None if self.view is None else self.view.weights
         caption = captions.WEIGHTS
         missing: Content = []
@@ -134,10 +138,15 @@ class Report:
         self.left_out[title] = why
         return [Text(f"Left out: {why}.", missing=True)]
 
-    def _fitted(self) -> tuple[Fit, RoutingView]:
-        if self.fit is None or self.view is None:
+    def _fit(self) -> Fit:
+        if self.fit is None:
             raise LeftOutError(self.why_not)
-        return self.fit, self.view
+        return self.fit
+
+    def _fitted(self) -> tuple[Fit, RoutingView]:
+        if self.view is None:
+            raise LeftOutError(self.why_not)
+        return self._fit(), self.view
 
 
 def _said(value: object) -> str:

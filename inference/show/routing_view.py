@@ -65,10 +65,14 @@ class RoutingView:
         return float((self.weights == 0).mean())
 
 
-def _favourite(z: Tensor, routing: AssignmentDistribution) -> Tensor:
-    """Of several experts the one that the router likes best, where it processes the datapoint."""
-    if routing.num_selected is None:
+def favourite(z: Tensor, routing: AssignmentDistribution) -> Tensor:
+    """
+    :param z: of the datapoints of a procedure, one expert or several for each.
+    :returns: of several the one that the router likes best, where it processes the datapoint; one for each.
+    """
+    if routing.num_selected is None or z.numel() == routing.logits.shape[:-1].numel():
         return z
+    z = z.reshape(*routing.batch_shape, *routing.event_shape)
     log_p = routing.router_log_prob(z).masked_fill(z < 0, -torch.inf)
     return z.gather(-2, log_p.argmax(-2, keepdim=True)).squeeze(-2)
 
@@ -92,5 +96,5 @@ def routing_view(fit: Fit) -> RoutingView | None:
         [fit.task.group_names[group] for group in fit.task.groups(x, y).flatten().tolist()],
         recorder.draws,
         weights_over_layers(recorder).double().flatten().numpy(),
-        [_favourite(z, routing).flatten().numpy() for z, (routing, _) in zip(served, recorder.draws.values())],
+        [favourite(z, routing).flatten().numpy() for z, (routing, _) in zip(served, recorder.draws.values())],
     )

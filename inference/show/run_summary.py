@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from inference.registry.builtin import REGISTRY
+from inference.runs.run_reader import Run
 from inference.show.routing_view import RoutingView
 from inference.show.run_figures import load_columns, sites_of
-from inference.show.run_reader import Run
 from inference.training.collapse import unused
 from prob_moe.diagnostics import RoutingDiagnostics
 
@@ -16,13 +16,16 @@ from prob_moe.diagnostics import RoutingDiagnostics
 def describe(run: Run) -> list[tuple[str, str]]:
     """The run in words: a name and what there is to say, in the order of reading."""
     config = run.config
+    trained: list[tuple[str, str]] = []
+    if config.estimator is not None:
+        entry = REGISTRY.estimators[config.estimator]
+        trained = [("estimator", entry.name), ("objective", entry.words)]
     state = "done" if run.results.exists() else "not done yet, or stopped"
     seeds = ", ".join(f"{seed} ({steps} steps)" for seed, steps in steps_done(run).items())
     return [
         ("task", str(config.task)),
-        ("assignment", f"{config.assignment}: {REGISTRY.procedures[config.assignment].words}"),
-        ("estimator", str(config.estimator)),
-        ("objective", REGISTRY.estimators[config.estimator].words),
+        ("assignment", f"{config.assignment}: {REGISTRY.to_fit(config.assignment).words}"),
+        *trained,
         ("loads of", f"the {config.serve}"),
         ("seeds", seeds),
         ("state", state),

@@ -206,12 +206,7 @@ def _sampled(problem: Problem, entry: ProcedureEntry, elbo: Callable[[], Elbo]) 
 
 
 def _of_rule(entry: RuleEntry) -> Arm:
-    return Arm(entry.label, _group_of(entry), objective_of(entry), partial(_ruled, entry=entry), entry.origin)
-
-
-def objective_of(entry: RuleEntry) -> str:
-    """:returns: what a rule says that it aims at."""
-    return str(getattr(getattr(entry.make, "func", entry.make), "objective", "what its docstring says"))
+    return Arm(entry.label, _group_of(entry), entry.words, partial(_ruled, entry=entry), entry.origin)
 
 
 def _group_of(entry: RuleEntry) -> Group:

@@ -10,6 +10,8 @@ class Crops:
     """
     Endless batches of sequences that begin anywhere in a text, each with the bytes that follow; a
     :class:`~inference.training.batches.BatchStream`. A pass has as many bytes as the text, and misses some of them.
+    Where they begin is drawn by a generator of their own, seeded here by torch's: two ways to train see the same
+    batches, also where one of them draws more than the other.
 
     :param text: long (n,).
     :param length: of a sequence, less than n.
@@ -27,18 +29,23 @@ class Crops:
         self.sequences = text.unfold(0, length + 1, 1)
         self.batch_size = batch_size
         self.length = length
+        self._generator = torch.Generator(text.device)
+        self._generator.manual_seed(int(torch.randint(2**62, ())))
 
     def __len__(self) -> int:
         return -(-len(self.sequences) // (self.batch_size * self.length))
 
     def __next__(self) -> tuple[Tensor, ...]:
-        begin = torch.randint(len(self.sequences), (self.batch_size,), device=self.sequences.device)
+        device = self.sequences.device
+        begin = torch.randint(len(self.sequences), (self.batch_size,), device=device, generator=self._generator)
         sequences = self.sequences[begin]
         return sequences[:, :-1], sequences[:, 1:]
 
     def state_dict(self) -> dict[str, Any]:
-        """Empty: where a batch begins is drawn anew."""
-        return {}
+        """Where the generator stands."""
+        return {"generator": self._generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to load."""
+        """Go on with the batch that would have come next."""
+        # A checkpoint that is read for a GPU has all its tensors there; generators want theirs here.
+        self._generator.set_state(state["generator"].cpu())

@@ -37,7 +37,8 @@ def evaluate(
     use = []
     for name, (num_experts, z) in zip(("", ", layer 2"), layers):
         # The sequences of a text count together; a datapoint with several experts is dropped when it has lost all.
-        z, lost = z.flatten(), z.reshape(-1, groups.numel()).amax(0)
+        z = (z.movedim(-2, 0) if z.numel() > groups.numel() else z).flatten()
+        lost = z.view(-1, groups.numel()).amax(0)
         loads = expert_counts(router_choices(z), z >= 0, num_experts)
         metrics[f"max/mean load{name}"] = max_mean_load(loads).item()
         metrics[f"dead experts{name}"] = dead_experts(loads).item()
@@ -74,10 +75,12 @@ def draw_metrics(model: Model, x: Tensor) -> dict[str, float]:
     What only a draw can tell.
 
     :returns: effective sample size and Pareto k of the weights, multiplied over layers, and mean router entropy over
-        layers.
+        layers; nothing where no layer draws.
     """
     with RoutingRecorder() as recorder:
         model(x)
+    if not recorder.draws:
+        return {}
     weights = weights_over_layers(recorder).flatten()
     entropy = [diagnostics.router_entropy for diagnostics in recorder.diagnostics().values()]
     return {

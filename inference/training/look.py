@@ -1,6 +1,6 @@
 """A look at the routing of a training step."""
 
-from math import prod
+import math
 
 import torch
 from torch import Tensor
@@ -48,14 +48,16 @@ def look_at(recorder: RoutingRecorder) -> Row:
     """
     The routing of a training step, in the columns of :mod:`inference.runs.run_folder`; means over particles.
 
-    :returns: of all layers together, then of each.
+    :returns: of all layers together, then of each; NaN where nothing was drawn, as by a rule.
     """
+    if not recorder.draws:
+        return dict.fromkeys(("weight_ess", "max_mean_load", "drop_rate"), math.nan)
     layers = recorder.diagnostics()
     weights = weights_over_layers(recorder)
     row = {
         "weight_ess": float(effective_sample_size(weights).mean()),
         "max_mean_load": max(float(layer.max_mean_load.mean()) for layer in layers.values()),
-        "drop_rate": 1 - prod(1 - float(layer.drop_rate.mean()) for layer in layers.values()),
+        "drop_rate": 1 - math.prod(1 - float(layer.drop_rate.mean()) for layer in layers.values()),
     }
     for site, (routing, z) in recorder.draws.items():
         row |= {f"{name}/{site}": float(value.double().mean()) for name, value in layers[site]._asdict().items()}

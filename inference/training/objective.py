@@ -2,11 +2,13 @@
 
 from typing import Any, Protocol
 
+from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 
 from inference.registry import Objective
 from inference.registry.builtin import REGISTRY
 from prob_moe.estimators import TraceBalanced_ELBO, TraceMixture_ELBO, TraceRouting_ELBO
+from prob_moe.estimators.sites import no_guide
 
 
 class BatchLoss(Protocol):
@@ -19,12 +21,36 @@ class BatchLoss(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
-def check_several(assignment: str, estimator: str, baseline: str, num_selected: int | None) -> None:
+def check_rule(assignment: str, estimator: str | None, baseline: str, num_selected: int | None) -> None:
     """
+    :param assignment: the name of a procedure, or of a rule.
+    :raises ValueError: if there is no estimator for a procedure, or something is given that only a procedure has.
+    """
+    if assignment not in REGISTRY.rules:
+        if estimator is None:
+            raise ValueError(f"{assignment} wants an estimator, got None")
+        return
+    given = {"estimator": estimator, "num_selected": num_selected, "baseline": None if baseline == "none" else baseline}
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(
+                f"{assignment} is a rule, which draws nothing and is trained by the gradient of its own loss: leave "
+                f"{name} out, got {value}"
+            )
+
+
+def check_several(
+    assignment: str, estimator: str | None, baseline: str, num_selected: int | None, num_layers: int = 1
+) -> None:
+    """
+    :param estimator: None for a rule.
     :param num_selected: experts of every datapoint, None for one.
+    :param num_layers: those before the last one have one expert per datapoint.
     :raises ValueError: if procedure, estimator or baseline wants another number of experts.
     """
     procedures, estimators = REGISTRY.procedures, REGISTRY.estimators
+    if estimator is None:
+        return
     if num_selected is None:
         if estimators[estimator].needs_several:
             raise ValueError(
@@ -45,7 +71,7 @@ def check_several(assignment: str, estimator: str, baseline: str, num_selected: 
         )
     if num_selected < 2:
         raise ValueError(f"num_selected must be at least 2, got {num_selected}: leave it out for one expert")
-    if baseline != "none":
+    if baseline != "none" and num_layers == 1:
         raise ValueError(f"several experts per datapoint need no baseline, got {baseline}: leave it out")
 
 
@@ -59,16 +85,18 @@ def check_combination(baseline: str, num_particles: int) -> None:
         raise ValueError(f"the {baseline} baseline compares particles: num_particles={num_particles} must be >= 2")
 
 
-def batch_loss(model: nn.Module, estimator: str, baseline: str, num_particles: int = 1) -> BatchLoss:
+def batch_loss(model: nn.Module, estimator: str | None, baseline: str, num_particles: int = 1) -> BatchLoss:
     """
     Minus the objective that an estimator targets, in nats per datapoint, with the estimator's gradient.
 
     :param model: called with (x, y); its assignment sites carry the baseline's options.
-    :param estimator: its name in the registry.
+    :param estimator: its name in the registry; None where nothing is drawn, and the objective is the model's own.
     :param baseline: likewise.
     :raises ValueError: see :func:`check_combination`.
     """
     check_combination(baseline, num_particles)
+    if estimator is None:
+        return ElboLoss(model, Trace_ELBO(num_particles=num_particles, max_plate_nesting=_plate_nesting(model)))
     # What the estimate is there is said by the command.
     surrogate = {"check_meeting": False} if is_surrogate(model, estimator) else {}
     elbo = REGISTRY.estimators[estimator].make(
@@ -81,14 +109,14 @@ def batch_loss(model: nn.Module, estimator: str, baseline: str, num_particles: i
     return ElboLoss(model, elbo)
 
 
-def is_surrogate(of: object, estimator: str) -> bool:
+def is_surrogate(model: nn.Module, estimator: str | None) -> bool:
     """
-    :param of: a model or task.
-    :returns: whether its datapoints meet elsewhere than in the capacity (``datapoints_meet``), so that an estimator of
-        the router objective is biased.
+    :returns: whether the model's datapoints meet elsewhere than in the capacity (``datapoints_meet``), so that an
+        estimator that goes datapoint by datapoint is biased.
     """
-    meet = getattr(of, "datapoints_meet", False)
-    return meet and REGISTRY.estimators[estimator].objective is Objective.ROUTER
+    if estimator is None or not getattr(model, "datapoints_meet", False):
+        return False
+    return REGISTRY.estimators[estimator].objective in (Objective.ROUTER, Objective.MIXTURE)
 
 
 class ElboLoss:
@@ -98,12 +126,14 @@ class ElboLoss:
     :param elbo: its baselines, where it has any, remember the costs of earlier steps.
     """
 
-    def __init__(self, model: nn.Module, elbo: TraceRouting_ELBO | TraceBalanced_ELBO | TraceMixture_ELBO) -> None:
+    def __init__(
+        self, model: nn.Module, elbo: TraceRouting_ELBO | TraceBalanced_ELBO | TraceMixture_ELBO | Trace_ELBO
+    ) -> None:
         self.model = model
         self.elbo = elbo
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.elbo.differentiable_loss(self.model, None, x, y) / y.numel()
+        return self.elbo.differentiable_loss(self.model, no_guide, x, y) / y.numel()
 
     def state_dict(self) -> dict[str, Any]:
         baselines = getattr(self.elbo, "baselines", None)

@@ -16,7 +16,7 @@ from inference.tasks import Model, ModelOptions, Task
 from inference.training.collapse import CollapseWarning
 from inference.training.evaluate import draw_metrics, evaluate
 from inference.training.look import Row, look_at
-from inference.training.objective import batch_loss, check_combination, check_several
+from inference.training.objective import batch_loss, check_combination, check_rule, check_several
 from inference.training.param_store import param_store_state, set_param_store
 from inference.training.random_state import random_state, set_random_state
 from inference.training.sharing import InGroups, Sharing
@@ -35,7 +35,8 @@ class FitOptions:
     batch_size: int
     learning_rate: float
     model: ModelOptions = field(default_factory=ModelOptions)
-    estimator: str = "weighted"
+    #: None for a rule
+    estimator: str | None = "weighted"
     num_particles: int = 1
     #: whether loads are those of a draw of the assignment, instead of its mode
     sample: bool = False
@@ -49,7 +50,9 @@ class FitOptions:
         if self.num_groups is not None and self.num_groups < 1:
             raise ValueError(f"num_groups must be a positive int, got {self.num_groups!r}")
         check_combination(self.model.baseline, self.num_particles)
-        check_several(self.model.assignment, self.estimator, self.model.baseline, self.model.num_selected)
+        routing = self.model.assignment, self.estimator, self.model.baseline, self.model.num_selected
+        check_rule(*routing)
+        check_several(*routing, self.model.num_layers)
 
 
 @dataclass(frozen=True)

@@ -8,16 +8,17 @@ from typing import Any, Literal
 
 import pyro
 import torch
+from pyro.distributions import TorchDistribution
 from pyro.ops.provenance import detach_provenance
 from torch import Tensor, nn
 
-from prob_moe.distributions import AssignmentDistribution
+from prob_moe.distributions import AssignmentDistribution, SelectedMixture
 from prob_moe.distributions.keyed_draws import Visit, draws_at
 from prob_moe.distributions.support import router_choices
 from prob_moe.estimators.baselines import Baseline
 from prob_moe.estimators.sites import outside_plate
 from prob_moe.experts.validation import check_positive_int
-from prob_moe.layer.parts import baseline_infer, slots_for
+from prob_moe.layer.parts import baseline_infer, likelihood_of, slots_for
 from prob_moe.parallel.experts import ParallelExperts
 from prob_moe.rules.losses import check_weight, load_balancing_loss
 
@@ -171,6 +172,23 @@ class RoutedExperts(nn.Module):
         several = {} if law.num_selected is None else {"num_selected": law.num_selected}
         out: Tensor = self.experts(x, assignment, capacity=slots, mask=mask, **several)
         return out
+
+    def selected_mixture(
+        self, site: Site, outputs: Tensor, likelihood: Callable[[Tensor], TorchDistribution]
+    ) -> SelectedMixture:
+        """
+        The law of the observations under the experts that a site with ``num_selected`` has drawn.
+
+        :param outputs: of these experts, (*, m, n, out), or what a network makes of them.
+        :param likelihood: from outputs to a Pyro distribution of batch shape (*, m, n).
+        """
+        law, value = site.law, site.value
+        return SelectedMixture(
+            site.in_plate(law.log_importance_weights(value)).to(outputs.dtype),
+            site.in_plate(law.router_log_prob(value)),
+            likelihood_of(outputs, likelihood),
+            keep_probability=outside_plate(law.keep_probability(value)),
+        )
 
     def slots_within(self, limit: int | None, x: Tensor) -> int | None:
         """

@@ -160,17 +160,20 @@ class ExpertLayer(RoutedExperts):
         self._moves.update()
 
     @leaves_torch  # draws, names and records are not for a compiler; a router and experts that are compiled stay so
-    def forward(self, x: Tensor, mask: Tensor | None = None, **options: Any) -> Tensor:
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, *, router_input: Tensor | None = None, **options: Any
+    ) -> Tensor:
         """
         :param x: datapoints, (*batch, n, d).
         :param mask: bool, broadcastable to (*batch, n), False for padding.
+        :param router_input: what the router sees in the place of x (tokens, say), n of each batch; None for x.
         :param options: for a rule that wants more, as ``identity`` of ``HashRouting``.
         :returns: (*batch, n, out); (*batch, m, n, out) with ``num_selected`` = m and ``combine=None``.
         """
         x, mask = check_datapoints(x, mask)
         if self.rule is None and options:
             raise ValueError(f"{sorted(options)} are options of rules, not of assignment distributions")
-        logits = router_logits(self.router, x, self.experts, self.rule)
+        logits = router_logits(self.router, x, self.experts, self.rule, router_input)
         if am_i_wrapped():
             if recorder() is not None or replaying():
                 raise ValueError("record_routing and replay_routing are for plain torch; in Pyro use trace and replay")
@@ -277,11 +280,11 @@ class ExpertLayer(RoutedExperts):
         name = name_in(self, self.name, names_in_trace())
         if self.rule is not None:
             with self.draws_of(name, logits):
-                routing = self.rule(logits, mask=mask, **options)
+                routing = (self.rule if self.training else self.rule.unlimited())(logits, mask=mask, **options)
             if self.training and not recomputing() and self.rule.waits_for_update:
                 self._moves.collect(self)
             add_loss(f"{name}_loss", routing.loss, x.shape[-2], mask)
-            return self._output(routing, x, limited=True)
+            return self._output(routing, x, limited=self.training)
         site = self.site(name, x, logits, mask)
         if self.load_balancing:
             add_loss(f"{name}_loss", self.balance(logits, mask), x.shape[-2], mask)

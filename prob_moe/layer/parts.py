@@ -62,14 +62,17 @@ def baseline_infer(baseline: Baseline | nn.Module | dict[str, Any] | None, x: Te
     return {"baseline": baseline}
 
 
-def router_logits(router: nn.Module, x: Tensor, experts: nn.Module, rule: RoutingRule | None = None) -> Tensor:
+def router_logits(
+    router: nn.Module, x: Tensor, experts: nn.Module, rule: RoutingRule | None = None, seen: Tensor | None = None
+) -> Tensor:
     """
     :param x: (*batch, n, d).
     :param rule: that wants the logits; None for a distribution, which wants one for each expert.
+    :param seen: what the router sees in the place of x.
     :returns: logits (*batch, n, k), or of the width that the rule wants.
     :raises ValueError: on another width.
     """
-    logits: Tensor = router(x)
+    logits: Tensor = router(x if seen is None else seen)
     k = getattr(experts, "num_experts", logits.shape[-1])
     width = k if rule is None else rule.num_logits(k)
     if logits.shape[-2:] != (x.shape[-2], width):

@@ -9,7 +9,7 @@ import prob_moe
 from inference.cli import app
 from tests.inference.test_broken_input import RUN, refused
 
-COMMANDS = ["fit", "show", "study", "gradients", "likelihood", "posterior"]
+COMMANDS = ["fit", "show", "compare", "study", "gradients", "likelihood", "posterior"]
 SMALL = {
     "study": ["--num-seeds", "2", "--num-steps", "2", "--jobs", "1"],
     "gradients": ["--enumeration"],

@@ -1,7 +1,5 @@
 """The language model: against a loop over bytes, causal when it predicts, and with the gradients that it claims."""
 
-from collections.abc import Callable
-
 import pyro
 import pytest
 import torch
@@ -9,51 +7,24 @@ from pyro.distributions import Categorical
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from models.language import ExpertBlock, LanguageModel
+from models.language import LanguageModel
+from models.language_blocks import ExpertBlock
 from prob_moe.distributions import CapacitySkip, DependentRounding, GumbelMatching, IndependentRouting
 from prob_moe.estimators import TraceBalanced_ELBO, TraceRouting_ELBO
 from prob_moe.testing import GradientReport, exact_balanced_objective, gradient_report
+from tests.models.small_language import by_expert, hidden, small, text
 
 SITES = ["assignment_1", "assignment_2"]
 
 
-def small(assignment: Callable = GumbelMatching, **options: int | float) -> LanguageModel:
-    torch.manual_seed(0)
-    sizes = {"num_experts": 3, "hidden_features": 5, "num_features": 6, "num_heads": 2, "context": 12}
-    return LanguageModel(assignment, **{**sizes, "num_expert_blocks": 2, **options}).double()
-
-
-def text(num_sequences: int, length: int) -> Tensor:
-    generator = torch.Generator().manual_seed(1)
-    return torch.randint(97, 105, (num_sequences, length), generator=generator)
-
-
 def looped(model: LanguageModel, x: Tensor, assignments: list[Tensor]) -> Tensor:
-    """The logits of one sequence, byte by byte; an expert works on one byte at a time, and not on a dropped one."""
-    h = []
-    for t in range(len(x)):
-        recent = [x[t - lag] if t >= lag else torch.tensor(0) for lag in range(len(model.bytes.tables))]
-        h.append(model.places[t] + sum(table(byte) for table, byte in zip(model.bytes.tables, recent)))
-    experts = iter(assignments)
-    for attention, feed_forward in zip(model.attention, model.feed_forward):
-        heads = [attention.inputs(attention.norm(v)).view(3, attention.num_heads, -1) for v in h]
-        new = []
-        for t in range(len(x)):
-            mixed = []
-            for head in range(attention.num_heads):
-                scores = [heads[t][0, head] @ heads[s][1, head] / len(heads[t][0, head]) ** 0.5 for s in range(t + 1)]
-                shares = torch.stack(scores).softmax(0)
-                mixed.append(sum(shares[s] * heads[s][2, head] for s in range(t + 1)))
-            new.append(h[t] + attention.output(torch.cat(mixed)))
-        if isinstance(feed_forward, ExpertBlock):
-            z, layers = next(experts), feed_forward.experts
-            for t, e in enumerate(z.tolist()):
-                if e >= 0:
-                    hidden = feed_forward.norm(new[t]) @ layers.hidden.weight[e] + layers.hidden.bias[e]
-                    new[t] = new[t] + hidden.relu() @ layers.output.weight[e] + layers.output.bias[e]
-        else:
-            new = [v + feed_forward.output(feed_forward.hidden(feed_forward.norm(v)).relu()) for v in new]
-        h = new
+    """The logits of one sequence, byte by byte."""
+    h = hidden(model, x, assignments, blocks=len(model.feed_forward))
+    last = model.feed_forward[-1]
+    if isinstance(last, ExpertBlock):
+        h = [v if e < 0 else v + by_expert(last, v, e) for v, e in zip(h, assignments[-1].tolist())]
+    else:
+        h = [v + last.output(last.hidden(last.norm(v)).relu()) for v in h]
     return torch.stack([model.readout(model.norm(v)) for v in h])
 
 

@@ -146,19 +146,19 @@ def test_assignments_go_through_both_layers(assignment: type) -> None:
             assert torch.equal(z2, model.second.routing(hidden, z1 >= 0).mode)
 
 
-@pytest.mark.parametrize("num_selected", [None, 1, 2])
-def test_predictions_mix_the_paths(num_selected: int | None) -> None:
+@pytest.mark.parametrize("num_selected", [None, 1, 2, (1, 2)])
+def test_predictions_mix_the_paths(num_selected: int | tuple[int, int] | None) -> None:
     """Against a loop over paths; all of them give the marginal likelihood."""
     model, (x, y) = stacked(CapacitySkip, k=3), data(5)
-    m = num_selected or 3
+    m, of_second = num_selected if isinstance(num_selected, tuple) else (num_selected or 3,) * 2
     total = torch.zeros(5, dtype=torch.float64)
     for i in range(5):
         p1, one = model.router(x[i]).softmax(-1), x[i : i + 1]
         for e1 in p1.topk(m).indices:
             hidden = model.experts.dense(one)[0, e1]
             p2 = model.second.router(hidden).softmax(-1)
-            for e2 in p2.topk(m).indices:
-                share = p1[e1] / p1.topk(m).values.sum() * p2[e2] / p2.topk(m).values.sum()
+            for e2 in p2.topk(of_second).indices:
+                share = p1[e1] / p1.topk(m).values.sum() * p2[e2] / p2.topk(of_second).values.sum()
                 f = model.second.log_likelihoods(hidden.unsqueeze(0), y[i : i + 1])[0, e2]
                 total[i] += share * f.exp()
     prediction = model.predict(x, num_selected=num_selected)

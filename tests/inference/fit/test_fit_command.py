@@ -102,6 +102,24 @@ def test_several_experts_train_by_the_bound_and_are_shown(tmp_path: Path) -> Non
     assert code == 0, output
 
 
+def test_two_layers_with_several_experts_in_the_second(tmp_path: Path) -> None:
+    """The first has one expert for each datapoint, and a baseline; both are served as they were trained."""
+    arguments = ["digits", "--estimator", "mixture", "--num-selected", "2", "--num-layers", "2", "--num-epochs", "4"]
+    code, output = run(*arguments, "--assignment", "skip", "--out", str(tmp_path))
+    assert code == 0, output
+    table = pd.read_csv(tmp_path / "fit_digits.csv")
+    assert (table["accuracy, served"] > 0.8).all()
+    steps = pd.read_csv(RunFolder(tmp_path).seed(0).metrics).dropna()
+    processed = steps[[f"load/first/{expert}" for expert in range(4)]].sum(axis=1)
+    assert (processed <= 128).all()
+    selected = steps[[f"load/assignment/{expert}" for expert in range(4)]].sum(axis=1)
+    assert (selected > 1.2 * processed).all()
+    _, state = load_checkpoint(RunFolder(tmp_path).seed(0).checkpoint)
+    assert list(state["loss"]) == ["first"]
+    shown = CliRunner().invoke(app, ["show", str(tmp_path)])
+    assert shown.exit_code == 0, shown.output
+
+
 def test_piecewise_command(tmp_path: Path) -> None:
     code, output = run("piecewise", "--num-epochs", "3", "--serve", "sample", "--out", str(tmp_path))
     assert code == 0, output

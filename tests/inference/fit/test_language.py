@@ -8,9 +8,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from inference import tasks
+from inference import language_task
 from inference.cli import app
-from inference.tasks import Language, ModelOptions
+from inference.language_task import Language
+from inference.tasks import ModelOptions
 from inference.training.crops import Crops
 from inference.training.evaluate import evaluate
 from inference.training.run import FitOptions, run_fit
@@ -21,7 +22,9 @@ from models.text import KIND_NAMES, Text, byte_kinds, text_data
 @pytest.fixture(autouse=True)
 def piece(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     whole = text_data()
-    monkeypatch.setattr(tasks, "text_data", lambda: Text(whole.train[:5000], whole.validation[:400], whole.test[:400]))
+    monkeypatch.setattr(
+        language_task, "text_data", lambda: Text(whole.train[:5000], whole.validation[:400], whole.test[:400])
+    )
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -91,6 +94,47 @@ def test_command_writes_text_and_pictures(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("arguments", "missing", "surrogate"),
+    [
+        (["--estimator", "mixture", "--num-selected", "2", "--router", "hidden"], [], False),
+        (["--estimator", "mixture", "--num-selected", "2", "--num-layers", "2"], [], True),
+        (
+            ["--assignment", "top-2-gates", "--load-balancing", "0.01"],
+            ["Loads and drops", "Importance weights", "Router map", "Assignment and exchange"],
+            False,
+        ),
+    ],
+)
+def test_several_experts_and_rules_are_fitted_shown_and_resumed(
+    arguments: list[str], missing: list[str], surrogate: bool, tmp_path: Path
+) -> None:
+    out = ["--out", str(tmp_path)]
+    arguments = ["language", "--experts-in", "last", "--hidden-features", "8", "--num-epochs", "1", *arguments]
+    result = CliRunner().invoke(app, ["fit", *arguments, "--sample-text", "20", *out])
+    assert result.exit_code == 0, result.output
+    # Where the last block alone has experts, bytes meet in the capacity only.
+    assert ("biased surrogate" in result.stderr) == surrogate
+    table = pd.read_csv(tmp_path / "fit_language.csv")
+    assert (table["bits per byte"] < 8).all()
+    assert (table["drop rate"] == 0).all()
+    assert (tmp_path / "fit_language_text.txt").stat().st_size > 20
+    steps = pd.read_csv(tmp_path / "seed_0" / "metrics.csv")
+    if missing:
+        assert steps.max_mean_load.isna().all()
+    else:
+        site = "assignment_2"
+        loads = steps[[f"load/{site}/{expert}" for expert in range(4)]].dropna()
+        assert (loads.sum(axis=1) == 2 * 128).all()
+        assert steps["effective_experts/y"].dropna().between(1, 2).all()
+    shown = CliRunner().invoke(app, ["show", str(tmp_path)])
+    assert shown.exit_code == 0, shown.output
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("Left out: the model draws no assignment.") == len(missing)
+    result = CliRunner().invoke(app, ["fit", "language", "--resume", *out])
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["language", "--num-layers", "3"], "num_expert_blocks must be between 1 and 2, got 3"),
@@ -115,6 +159,19 @@ def test_crops_begin_everywhere() -> None:
     assert torch.equal(x[:, 1:], y[:, :-1])
     assert set(x[:, 0].tolist()) == set(range(16))
     assert len(Crops(torch.arange(20), length=4, batch_size=2)) == 2
+
+
+def test_ways_to_train_see_the_same_batches() -> None:
+    """Whatever one of them draws; and a stream goes on where another stood."""
+    batches = []
+    for draws in (0, 5):
+        torch.manual_seed(0)
+        crops = Crops(torch.arange(1000), length=4, batch_size=3)
+        batches.append([next(crops)[0] for _ in range(2) if torch.rand(draws) is not None])
+    assert all(torch.equal(*pair) for pair in zip(*batches))
+    other = Crops(torch.arange(1000), length=4, batch_size=3)
+    other.load_state_dict(crops.state_dict())
+    assert torch.equal(next(other)[0], next(crops)[0])
 
 
 def test_schedule() -> None:

@@ -1,10 +1,13 @@
 """A fit that goes on from a checkpoint is the one that was never interrupted, bit for bit."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from inference import language_task
+from inference.language_task import Language
 from inference.registry.builtin import REGISTRY
 from inference.runs.checkpoint import load_checkpoint
 from inference.runs.run_folder import RunFolder, SeedFolder
@@ -12,6 +15,7 @@ from inference.tasks import Digits, ModelOptions, Piecewise, Task
 from inference.training.interrupts import StopSignals
 from inference.training.keeper import FitKeeper
 from inference.training.run import Fit, FitOptions, run_fit
+from models.text import Text, text_data
 from tests.inference.runs.test_checkpoint import same
 
 
@@ -77,6 +81,22 @@ def test_digits_across_epochs(tmp_path: Path, assignment: str, estimator: str, b
     task = Digits()
     task.train, task.validation, task.test = ((x[:240], y[:240]) for x, y in (task.train, task.validation, task.test))
     check(task, options, tmp_path, every=2, stops=[2, 7])
+
+
+@pytest.mark.parametrize(
+    ("model", "estimator"),
+    [
+        (ModelOptions("dependent-rounding", num_layers=2, num_selected=2, experts_in="last"), "mixture"),
+        (ModelOptions("sampled-gate", "none", experts_in="last", router="hidden"), None),
+    ],
+)
+def test_language(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: ModelOptions, estimator: str | None) -> None:
+    """Several experts in the last block, a baseline in the first; and a rule that draws."""
+    whole = text_data()
+    piece = Text(whole.train[:1500], whole.validation[:300], whole.test[:300])
+    monkeypatch.setattr(language_task, "text_data", lambda: piece)
+    options = FitOptions(2, 2, 6e-3, replace(model, hidden_features=8), estimator)
+    check(Language(), options, tmp_path, every=2, stops=[3, 8])
 
 
 @pytest.mark.parametrize("stops", [[1], [4, 9, 9, 10, 11]])

@@ -107,7 +107,7 @@ def test_fit_knows_them_and_so_does_a_resumed_run(tmp_path: Path) -> None:
     REGISTRY.baselines._entries.pop("step-before")
     for command in (["fit", "piecewise", "--out", out, "--resume"], ["show", out, "--overwrite"]):
         message = refused(*command)
-        assert "unknown procedure 'spaced-skip'" in message
+        assert "unknown procedure or rule 'spaced-skip'" in message
         assert message.endswith(f"give --plugin {DISTRIBUTION} --plugin {BASELINE}")
     done("fit", "piecewise", "--out", out, "--resume", *given)
     resumed = pd.read_csv(tmp_path / "run" / "fit_piecewise.csv")

@@ -37,6 +37,8 @@ def test_every_procedure_and_rule_is_known_to_every_command() -> None:
         assert (name in all_arms(), name in of_gradients) == tuple(
             command in entry.commands for command in ("study", "gradients")
         )
+        assert (name in REGISTRY.fitted) == ("fit" in entry.commands)
+    assert set(REGISTRY.procedures) < set(REGISTRY.fitted)
 
 
 def test_labels_of_arms_and_estimators_follow_from_their_names() -> None:

@@ -69,7 +69,7 @@ def read_run(path: Path) -> Run:
     for seed in config.seeds:
         of_seed = folder.seed(seed)
         steps += [table.assign(seed=seed) for table in _tables(run, of_seed.metrics, "step", "epoch", "loss")]
-        epochs += [table.assign(seed=seed) for table in _tables(run, of_seed.epochs, "epoch", "loss", "load", "drops")]
+        epochs += [table.assign(seed=seed) for table in _tables(run, of_seed.epochs, "epoch", "loss")]
     run.steps = pd.concat(steps, ignore_index=True) if steps else run.steps
     run.epochs = pd.concat(epochs, ignore_index=True) if epochs else run.epochs
     run.test = next((table.set_index("seed") for table in _tables(run, run.results, "seed")), None)

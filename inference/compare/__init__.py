@@ -1,0 +1,1 @@
+"""Runs of ``fit`` beside each other: ``differences`` pairs their seeds, ``command`` prints the table."""
