@@ -46,9 +46,7 @@ def digits_data(validation_size: int = 300, test_size: int = 300) -> DigitsData:
     [1197, 300, 300]
     """
     digits = load_digits()
-    index = torch.arange(len(digits.target))
-    rest, test = _split(index, digits.target, test_size)
-    train, validation = _split(rest, digits.target, validation_size)
+    train, validation, test = split_digits(digits.target, validation_size, test_size)
     x = torch.as_tensor(digits.data, dtype=torch.get_default_dtype())
     y = torch.as_tensor(digits.target, dtype=torch.long)
     mean, deviation = x[train].mean(0), x[train].std(0)
@@ -56,9 +54,20 @@ def digits_data(validation_size: int = 300, test_size: int = 300) -> DigitsData:
     return DigitsData(*(Labelled(x[part], y[part]) for part in (train, validation, test)))
 
 
-def _split(index: Tensor, target: Any, size: int) -> tuple[Tensor, Tensor]:
-    kept, left = train_test_split(index.numpy(), test_size=size, stratify=target[index], random_state=SPLIT_SEED)
-    return torch.as_tensor(kept), torch.as_tensor(left)
+def split_digits(
+    target: Any, validation_size: int, test_size: int, seed: int = SPLIT_SEED
+) -> tuple[Tensor, Tensor, Tensor]:
+    """
+    :param target: the classes, an array (n,).
+    :returns: the datapoints of the training, validation and test part, long, with equal shares of the classes.
+    """
+
+    def split(index: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        kept, left = train_test_split(index.numpy(), test_size=size, stratify=target[index], random_state=seed)
+        return torch.as_tensor(kept), torch.as_tensor(left)
+
+    rest, test = split(torch.arange(len(target)), test_size)
+    return *split(rest, validation_size), test
 
 
 class CostBaseline(nn.Module):

@@ -23,12 +23,16 @@ class Pieces(NamedTuple):
     levels: Tensor  #: value of every piece at its middle, (*batch, k)
     rises: Tensor  #: from its start to its end, (*batch, k)
 
+    def piece(self, x: Tensor) -> Tensor:
+        """:returns: in which piece the datapoints (*batch, n, 1) lie, long (*batch, n)."""
+        num_pieces = self.levels.shape[-1]
+        return (x.squeeze(-1) * num_pieces).long().clamp(0, num_pieces - 1)
+
     def mean(self, x: Tensor) -> Tensor:
         """:returns: the noiseless value at x, (*batch, n) -> (*batch, n)."""
-        num_pieces = self.levels.shape[-1]
-        place = x * num_pieces
-        piece = place.long().clamp(0, num_pieces - 1)
-        return self.levels.gather(-1, piece) + self.rises.gather(-1, piece) * (place - piece - 0.5)
+        piece = self.piece(x.unsqueeze(-1))
+        place = x * self.levels.shape[-1] - piece - 0.5
+        return self.levels.gather(-1, piece) + self.rises.gather(-1, piece) * place
 
     def data(self, num_datapoints: int, noise: float = NOISE) -> PiecewiseData:
         """x ~ U(0, 1), y ~ Normal(mean(x), noise)."""
@@ -75,10 +79,14 @@ def pieces_mixture(
     )
 
 
-def stacked_network(batch_shape: tuple[int, ...], in_features: int, out_features: int) -> nn.Sequential:
+def stacked_network(
+    batch_shape: tuple[int, ...], in_features: int, out_features: int, hidden_features: int = HIDDEN
+) -> nn.Sequential:
     """One hidden layer of hyperbolic tangents, for each model of a stack: (*batch, n, d) -> (*batch, n, out)."""
     return nn.Sequential(
-        StackedLinear(batch_shape, in_features, HIDDEN), nn.Tanh(), StackedLinear(batch_shape, HIDDEN, out_features)
+        StackedLinear(batch_shape, in_features, hidden_features),
+        nn.Tanh(),
+        StackedLinear(batch_shape, hidden_features, out_features),
     )
 
 

@@ -69,12 +69,14 @@ class StackedLinear(nn.Module):
 
 
 class StackedCostBaseline(nn.Module):
-    """A network for each model of a stack that predicts the cost of every datapoint: (*batch, n, 1) -> (*batch, n)."""
+    """A network for each model of a stack that predicts the cost of every datapoint: (*batch, n, d) -> (*batch, n)."""
 
-    def __init__(self, batch_shape: tuple[int, ...], hidden_features: int = 16) -> None:
+    def __init__(self, batch_shape: tuple[int, ...], hidden_features: int = 16, in_features: int = 1) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            StackedLinear(batch_shape, 1, hidden_features), nn.ReLU(), StackedLinear(batch_shape, hidden_features, 1)
+            StackedLinear(batch_shape, in_features, hidden_features),
+            nn.ReLU(),
+            StackedLinear(batch_shape, hidden_features, 1),
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -19,7 +19,16 @@ E = TypeVar("E", bound=Entry)
 #: what a name may say after that of a procedure, rule or estimator
 VARIANTS = ("unweighted", "balanced", "leave-one-out", "mixture bound", "guided bound", "pairs", "router marginals")
 #: what has a name and is neither
-OTHERS = ("exact gradient", "RL-R", "exact marginal", "EM", "IWAE")
+OTHERS = (
+    "exact gradient",
+    "RL-R",
+    "exact marginal",
+    "EM",
+    "IWAE",
+    "unlimited rounding, mixture bound",
+    "frozen router",
+    "one expert",
+)
 
 
 class Shelf(Mapping[str, E], Generic[E]):

@@ -8,9 +8,9 @@ from inference.runs.run_folder import RunFolder
 #: files of the commands that share a folder, as patterns; those of a fit are in :mod:`inference.runs.run_folder`
 OUTPUTS = {
     "study": (
-        *(f"{name}.csv" for name in ("seeds", "settings", "arms", "contrasts")),
+        *(f"{name}.csv" for name in ("seeds", "settings", "arms", "contrasts", "serving", "rows")),
         "report.md",
-        *(f"{name}.png" for name in ("summary", "claims", "robustness", "curves", "fits")),
+        *(f"{name}.png" for name in ("pieces", "serving", "summary", "claims", "robustness", "curves", "fits")),
     ),
     "gradients": ("gradients.csv", "gradients_variance.png", "gradients_bias.png", "expected_gradients.csv"),
     "likelihood": ("likelihood.json", "likelihood.png"),

@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from inference.registry import Objective, ProcedureEntry, RuleEntry, RuleSetting
 from inference.registry.builtin import REGISTRY
 from inference.registry.entries import asks_for_identity
 from inference.registry.names import spelling
+from inference.study.fixed_experts import FixedExperts
 from inference.study.learners import (
     ExactGradient,
     ExactMarginal,
@@ -39,6 +41,7 @@ class Group(StrEnum):
     GATED = "gated objective, biased"
     OWN = "sparse, deterministic"
     DENSE = "dense, deterministic"
+    FIXED = "routing not learnt"
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class Arm:
     :param objective: what its gradient is exact for, or aims at.
     :param build: from a problem, whose mixture it may keep, to a learner.
     :param origin: the plugin that it is of.
+    :param needs_oracle: whether it is for tasks only where somebody knows the right experts.
     """
 
     label: str
@@ -57,6 +61,7 @@ class Arm:
     objective: str
     build: Callable[[Problem], Learner]
     origin: str = ""
+    needs_oracle: bool = False
 
     @property
     def name(self) -> str:
@@ -70,6 +75,7 @@ def all_arms() -> dict[str, Arm]:
         *_of_the_likelihood(),
         *(arm for entry in REGISTRY.procedures.values() for arm in _of_procedure(entry)),
         *(_of_rule(entry) for entry in REGISTRY.rules.values() if "study" in entry.commands),
+        *_of_fixed_experts(),
     ]
     order = list(Group)
     return {arm.name: arm for arm in sorted(found, key=lambda arm: order.index(arm.group))}
@@ -141,6 +147,27 @@ def _of_the_likelihood() -> Iterator[Arm]:
     yield Arm("EM", Group.MARGINAL, log_likelihood, lambda p: ExpectationMaximisation(p.mixture, p.load_balancing))
     iwae = "importance-weighted bound, two independent experts"
     yield Arm("IWAE", Group.MIXTURE, iwae, lambda p: ImportanceWeighted(p.mixture, p.load_balancing))
+
+
+def _of_fixed_experts() -> Iterator[Arm]:
+    likelihood = "likelihood of one expert, z fixed"
+    yield Arm("oracle", Group.FIXED, likelihood, _oracle, needs_oracle=True)
+    yield Arm("frozen router", Group.FIXED, likelihood, _frozen)
+    yield Arm("one expert", Group.FIXED, likelihood, lambda p: FixedExperts(p.mixture, _first))
+
+
+def _oracle(problem: Problem) -> Learner:
+    if problem.oracle is None:
+        raise ValueError("the arm 'oracle' needs a task where somebody knows the right experts")
+    return FixedExperts(problem.mixture, problem.oracle)
+
+
+def _frozen(problem: Problem) -> Learner:
+    return FixedExperts(problem.mixture, lambda x: problem.mixture.router(x).argmax(-1))
+
+
+def _first(x: Tensor) -> Tensor:
+    return torch.zeros(x.shape[:-1], dtype=torch.long, device=x.device)
 
 
 def _exact(problem: Problem) -> Learner:

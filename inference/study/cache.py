@@ -20,13 +20,14 @@ class Record:
     """
     What is kept of a run.
 
-    :param metrics: on held-out data, by name, one number per seed: nll (nats per datapoint), error (as served), and,
-        where the true process is known, truth (its NLL).
+    :param metrics: on held-out data, by name, one number per seed: nll (nats per datapoint), error (as served), where
+        the true process is known, truth (its NLL), and those of :func:`~inference.study.serving.measure_serving`.
     :param seconds: CPU time.
     :param curve: quartiles over seeds of the held-out NLL by step: step, low, median, high.
     :param picture: of the first seed, where x is a number: x, true means, lines of the experts, router probabilities,
         served output.
     :param stopped_at: the step before which loss and gradients were finite for the last time, if training stopped.
+    :param rows: the worst test datapoints by way to serve, for each seed, see the same function.
     """
 
     settings: dict[str, Any]
@@ -35,6 +36,7 @@ class Record:
     curve: dict[str, list[float]] = field(default_factory=dict)
     picture: dict[str, list[Any]] = field(default_factory=dict)
     stopped_at: int | None = None
+    rows: dict[str, list[Any]] = field(default_factory=dict)
 
 
 class Cache:

@@ -25,14 +25,22 @@ COLUMNS = 5
 def shown(runs: Sequence[Run], records: Sequence[Record]) -> list[tuple[StackedRun, Record]]:
     """The runs in one dimension at the setting of the first one, a run an arm."""
     stacked = [(run, record) for run, record in zip(runs, records) if isinstance(run, StackedRun)]
+    if not stacked:
+        return []
     first = stacked[0][0]
     same = ("label", "learning_rate", "load_balancing")
     return [(run, record) for run, record in stacked if all(getattr(run, n) == getattr(first, n) for n in same)]
 
 
-def learning_curves(runs: Sequence[Run], records: Sequence[Record]) -> Figure:
-    """Median held-out NLL over seeds with the band between the quartiles, against the step; one panel per objective."""
+def learning_curves(runs: Sequence[Run], records: Sequence[Record]) -> Figure | None:
+    """
+    Median held-out NLL over seeds with the band between the quartiles, against the step; one panel per objective.
+
+    :returns: None without a run in one dimension.
+    """
     drawn = shown(runs, records)
+    if not drawn:
+        return None
     known = all_arms()
     groups = [group for group in Group if any(known[run.arm].group is group for run, _ in drawn)]
     columns = min(3, len(groups))
@@ -61,9 +69,15 @@ def learning_curves(runs: Sequence[Run], records: Sequence[Record]) -> Figure:
     return figure
 
 
-def fits(runs: Sequence[Run], records: Sequence[Record]) -> Figure:
-    """The first seed: the experts' lines, as wide as the router's probability is large, and what is served."""
+def fits(runs: Sequence[Run], records: Sequence[Record]) -> Figure | None:
+    """
+    The first seed: the experts' lines, as wide as the router's probability is large, and what is served.
+
+    :returns: None without a run in one dimension.
+    """
     drawn = shown(runs, records)
+    if not drawn:
+        return None
     rows = -(-len(drawn) // COLUMNS)
     figure, axes = plt.subplots(
         rows, COLUMNS, figsize=(11, 2.4 * rows + 0.5), sharex=True, sharey=True, squeeze=False, layout="constrained"

@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from itertools import product
 
+from inference.registry.names import resolve
 from inference.study.arms import FEW_PIECES, PIECES, all_arms, core
+from inference.study.parts import IN_REGIMES, ON_TABLES, Part
 from inference.study.settings import DigitsRun, PiecesRun, Run, ToyRun
 
 #: steps of Adam for every piece of a line
@@ -21,6 +23,8 @@ class Grid:
     :param pieces: numbers of pieces of a line, none to leave them out.
     :param pieces_arms: arms there, where ``arms`` names none.
     :param pieces_steps: None for :data:`STEPS_PER_PIECE`.
+    :param parts: further tasks, with settings of their own.
+    :param tasks: labels of the tasks that are kept, None for all.
     """
 
     arms: tuple[str, ...] | None = None
@@ -42,11 +46,15 @@ class Grid:
     pieces_learning_rates: tuple[float, ...] = (0.03,)
     pieces_seeds: int = 64
     pieces_steps: int | None = None
+    parts: tuple[Part, ...] = ()
+    tasks: tuple[str, ...] | None = None
 
     def describe(self, task: str) -> str:
         """The settings that all arms share, in words, for the title of a task's table."""
         rates, weights = self._settings(task)
-        if task == DigitsRun.task:
+        if (part := self._part(task)) is not None:
+            seeds, length, factor = part.num_seeds, f"{part.length} steps", part.capacity_factor
+        elif task == DigitsRun.task:
             seeds, length, factor = self.digits_seeds, f"{self.digits_epochs} epochs", self.digits_capacity_factor
         elif task.endswith(PiecesRun.noun):
             steps = f"{STEPS_PER_PIECE} steps per piece" if self.pieces_steps is None else f"{self.pieces_steps} steps"
@@ -64,14 +72,30 @@ class Grid:
         return len(rates) * len(weights)
 
     def _settings(self, task: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        if (part := self._part(task)) is not None:
+            return part.learning_rates, part.load_balancing
         if task == DigitsRun.task:
             return self.digits_learning_rates, self.digits_load_balancing
         if task.endswith(PiecesRun.noun):
             return self.pieces_learning_rates, (0.0,)
         return self.learning_rates, self.load_balancing
 
+    def _part(self, task: str) -> Part | None:
+        return next((part for part in self.parts if part.label == task), None)
+
     def runs(self) -> list[Run]:
-        """:returns: the runs, setting by setting, so that an unfinished study compares all arms at some settings."""
+        """
+        :returns: the runs, setting by setting, so that an unfinished study compares all arms at some settings.
+        :raises ValueError: on an unknown arm, or a task that the grid does not have.
+        """
+        known = all_arms()
+        runs = [run for run in self._all_runs() if run.has_oracle or not known[run.arm].needs_oracle]
+        if self.tasks is None:
+            return runs
+        kept = {resolve("task", task, dict.fromkeys(run.label for run in runs)) for task in self.tasks}
+        return [run for run in runs if run.label in kept]
+
+    def _all_runs(self) -> list[Run]:
         known = all_arms()
         arms = self._chosen(tuple(known) if self.every_arm else core())
         pieces = product(self.pieces_learning_rates, self.pieces, self._chosen(self.pieces_arms))
@@ -108,6 +132,7 @@ class Grid:
                 DigitsRun(arm, rate, weight, self.digits_capacity_factor, seed, num_epochs=self.digits_epochs)
                 for rate, weight, seed, arm in digits
             ),
+            *(run for part in self.parts for run in part.runs(self._chosen(part.arms), self.seed)),
         ]
 
     def _chosen(self, default: tuple[str, ...]) -> list[str]:
@@ -127,6 +152,8 @@ def _listed(values: tuple[float, ...]) -> str:
 GRIDS: dict[str, Grid] = {
     "none": Grid(pieces=(4,), pieces_arms=FEW_PIECES, pieces_seeds=16),
     "pieces": Grid(breaks=(), pieces=(2, 4, 8), pieces_learning_rates=(0.03, 0.01, 0.1)),
+    "regimes": Grid(breaks=(), parts=IN_REGIMES),
+    "tables": Grid(breaks=(), parts=ON_TABLES),
     "reduced": Grid(
         every_arm=True,
         learning_rates=(0.1, 0.3),

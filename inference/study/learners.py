@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 
 import pyro
 import torch
+from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import Categorical
 
@@ -14,7 +15,7 @@ from prob_moe.distributions import AssignmentDistribution
 from prob_moe.estimators import TraceBalanced_ELBO, TraceMixture_ELBO, TraceRouting_ELBO
 from prob_moe.layer import ExpertLayer, record_routing
 from prob_moe.mixture import MixtureOfExperts
-from prob_moe.rules import RoutingRule, load_balancing_loss
+from prob_moe.rules import RoutingRule, load_balancing_loss, top_choices
 
 
 class Learner(nn.Module, ABC):
@@ -51,6 +52,13 @@ class Learner(nn.Module, ABC):
     def serve(self, x: Tensor) -> Tensor:
         """:returns: the outputs that would be served, (*batch, n, out)."""
 
+    def served_by(self, x: Tensor, num_selected: int | None) -> TorchDistribution | None:
+        """
+        :param num_selected: how many experts serve a datapoint, its most probable ones; None for all.
+        :returns: the law of y, batch shape (*batch, n); None for a model that serves in one way only.
+        """
+        return None
+
 
 class MixtureLearner(Learner):
     """
@@ -74,6 +82,9 @@ class MixtureLearner(Learner):
 
     def serve(self, x: Tensor) -> Tensor:
         return self.mixture.experts(x, self.mixture.router(x).argmax(-1), capacity=x.shape[-2])
+
+    def served_by(self, x: Tensor, num_selected: int | None) -> TorchDistribution | None:
+        return self.mixture.predict(x, num_selected=num_selected)
 
     def sampled(self, x: Tensor, y: Tensor) -> None:
         """The mixture as a Pyro model, in a plate of models, in units per datapoint."""
@@ -224,6 +235,22 @@ class GatedLearner(Learner):
         self.layer.train(training)
         return out
 
+    def served_by(self, x: Tensor, num_selected: int | None) -> TorchDistribution | None:
+        """The outputs of the most probable experts, with the gates that the rule gives to them."""
+        rule, experts = self.layer.rule, self.mixture.experts
+        assert rule is not None
+        logits = self.mixture.router(x)
+        choices = top_choices(logits, experts.num_experts if num_selected is None else num_selected)
+        try:
+            gates, carry = rule.gates(logits, choices)
+        except NotImplementedError:
+            return None
+        if carry is not None or self.identity is not None:  # it is not the router alone that decides
+            return None
+        out = experts.dense(x)
+        chosen = out.gather(-2, choices.mT.unsqueeze(-1).expand(*choices.mT.shape, out.shape[-1]))
+        return self.mixture.likelihood((gates.mT.unsqueeze(-1) * chosen).sum(-2))
+
     def _outputs(self, x: Tensor) -> Tensor:
         options = {} if self.identity is None else {"identity": self.identity(x)}
         out: Tensor = self.layer(x, **options)
@@ -235,3 +262,6 @@ class StraightThroughLearner(GatedLearner):
 
     def log_predictive(self, x: Tensor, y: Tensor) -> Tensor:
         return self.mixture.marginal_log_likelihood(x, y)
+
+    def served_by(self, x: Tensor, num_selected: int | None) -> TorchDistribution | None:
+        return self.mixture.predict(x, num_selected=num_selected)

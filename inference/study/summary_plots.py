@@ -129,13 +129,16 @@ def claims(contrasts: pd.DataFrame) -> Figure:
     return figure
 
 
-def robustness(settings: pd.DataFrame) -> Figure:
+def robustness(settings: pd.DataFrame) -> Figure | None:
     """
     Solved fraction over the grid: one panel per arm, one heat map learning rate x load balancing per task.
 
     :param settings: the table of :func:`~inference.study.statistics.by_setting`.
+    :returns: None where no task can be solved.
     """
     table = settings[settings.solved.notna()]
+    if table.empty:
+        return None
     tasks = list(dict.fromkeys(table.task))
     known = all_arms()
     names = [name for name in known if name in set(table.arm)]

@@ -5,7 +5,7 @@ from rich import box
 from rich.table import Table
 
 from inference.registry.builtin import label
-from inference.study.report import entry
+from inference.study.report import MEANINGS, entry, served_cells
 from inference.study.statistics import SOLVED_WITHIN, VIEWS
 
 
@@ -46,6 +46,22 @@ def contrast_table(contrasts: pd.DataFrame, task: str, view: str) -> Table:
     for _, row in rows.iterrows():
         cells = (f"{entry(row, name)} {row[f'{name}_verdict']:>4}" for name in (first, "nll"))
         table.add_row(f"{label(row.arm)} minus {label(row.minus)}", *cells)
+    return table
+
+
+def serving_table(serving: pd.DataFrame, task: str, grid: str) -> Table:
+    """
+    Every arm of one task as served by one, two and all experts.
+
+    :param serving: the table of :func:`~inference.study.serving_tables.by_serving`.
+    :param grid: the settings that all arms share, in words.
+    """
+    rows = serving[serving.task == task]
+    header, body = served_cells(rows, behind=False)
+    title = f"{task}: {MEANINGS[rows.measure.iloc[0]]}, mean ± s.e. over seeds, at the best setting\n{grid}"
+    table = _table(title, *header)
+    for cells in body:
+        table.add_row(*cells)
     return table
 
 

@@ -11,13 +11,18 @@ from torch import Tensor
 from inference.study.arms import all_arms
 from inference.study.cache import Record
 from inference.study.learners import Learner
+from inference.study.minibatch_problems import regimes_problem, table_problem
 from inference.study.problems import Labelled, Problem, digits_problem, pieces_problem, toy_problem
-from inference.study.settings import DigitsRun, PiecesRun, Run, StackedRun, ToyRun
+from inference.study.serving import measure_serving
+from inference.study.settings import DigitsRun, PiecesRun, RegimesRun, Run, StackedRun, TableRun, ToyRun
 from inference.training.batches import Minibatches
+from inference.training.schedule import constant, cosine
 from inference.training.trainer import NonFiniteLossError, steps
 
 #: steps between two looks at the held-out data
 LOOK_EVERY = 50
+#: test datapoints that are looked at then
+NUM_WATCHED = 2000
 QUARTILES = (0.25, 0.5, 0.75)
 
 
@@ -31,6 +36,10 @@ def train(run: Run) -> Record:
         return _train_stacked(run, pieces_problem(run))
     if isinstance(run, DigitsRun):
         return _train_digits(run)
+    if isinstance(run, RegimesRun):
+        return _train_on_minibatches(run, regimes_problem(run))
+    if isinstance(run, TableRun):
+        return _train_on_minibatches(run, table_problem(run), cosine)
     raise NotImplementedError(f"no problem is known for {type(run).__name__}")
 
 
@@ -49,27 +58,48 @@ def _train_digits(run: DigitsRun) -> Record:
     return _fit(run, problem, learner, lambda: learner.loss(*next(batches)), run.num_epochs * len(batches))
 
 
-def _fit(run: Run, problem: Problem, learner: Learner, loss: Callable[[], Tensor], num_steps: int) -> Record:
+def _train_on_minibatches(
+    run: RegimesRun | TableRun, problem: Problem, schedule: Callable[[int, int], float] = constant
+) -> Record:
+    pyro.set_rng_seed(run.seed)
+    learner = all_arms()[run.arm].build(problem)
+    batches = Minibatches(*problem.train, batch_size=run.batch_size, dim=1)
+    return _fit(run, problem, learner, lambda: learner.loss(*next(batches)), run.num_steps, schedule)
+
+
+def _fit(
+    run: Run,
+    problem: Problem,
+    learner: Learner,
+    loss: Callable[[], Tensor],
+    num_steps: int,
+    schedule: Callable[[int, int], float] = constant,
+) -> Record:
     start = time.process_time()
     curve: dict[str, list[float]] = {"step": [], "low": [], "median": [], "high": []}
     stopped_at = None
+    x, y = problem.test
+    watched = x[..., :NUM_WATCHED, :], y[..., :NUM_WATCHED]
     try:
-        for step, _ in steps(learner, loss, num_steps=num_steps, learning_rate=run.learning_rate):
+        trained = steps(learner, loss, num_steps=num_steps, learning_rate=run.learning_rate, schedule=schedule)
+        for step, _ in trained:
             learner.after_step()
             if step % LOOK_EVERY == 0 or step + 1 == num_steps:
-                quartiles = _nll(learner, problem.test).double().quantile(torch.tensor(QUARTILES, dtype=torch.double))
+                quartiles = _nll(learner, watched).double().quantile(torch.tensor(QUARTILES, dtype=torch.double))
                 for name, value in zip(curve, (step + 1, *quartiles.tolist())):
                     curve[name].append(_short(value))
     except NonFiniteLossError as error:
         # An outcome like any other: it is measured at its last finite parameters.
         stopped_at = error.step
+    served, rows = measure_serving(learner, problem) if problem.serving else ({}, {})
     return Record(
         run.settings(),
-        _metrics(learner, problem),
+        _metrics(learner, problem) | {name: _short_list(values) for name, values in served.items()},
         time.process_time() - start,
         curve,
         {} if problem.grid is None else _picture(learner, *problem.grid),
         stopped_at,
+        rows,
     )
 
 
@@ -85,7 +115,7 @@ def _metrics(learner: Learner, problem: Problem) -> dict[str, list[float]]:
     measured = {"nll": _nll(learner, problem.test), "error": error.reshape(-1)}
     if problem.truth is not None:
         measured["truth"] = problem.truth.reshape(-1)
-    return {name: [_short(value) for value in values.tolist()] for name, values in measured.items()}
+    return {name: _short_list(values) for name, values in measured.items()}
 
 
 @torch.no_grad()
@@ -100,6 +130,10 @@ def _picture(learner: Learner, x: Tensor, mean: Tensor) -> dict[str, list[Any]]:
         "served": learner.serve(x)[0, :, 0],
     }
     return {name: values.double().round(decimals=4).tolist() for name, values in drawn.items()}
+
+
+def _short_list(values: Tensor) -> list[float]:
+    return [_short(value) for value in values.tolist()]
 
 
 def _short(value: float) -> float:

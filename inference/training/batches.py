@@ -28,6 +28,8 @@ class Minibatches:
 
     :param tensors: (n, ...) each.
     :param batch_size: datapoints per batch.
+    :param dim: the dimension of the datapoints, counted from the front: what stands before it are data sets of equal
+        size, whose batches have the same places.
     :raises ValueError: on a batch size below 1.
 
     >>> batches = Minibatches(torch.arange(5), batch_size=3)
@@ -35,11 +37,12 @@ class Minibatches:
     [3, 2, 3, 2]
     """
 
-    def __init__(self, *tensors: Tensor, batch_size: int) -> None:
+    def __init__(self, *tensors: Tensor, batch_size: int, dim: int = 0) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be a positive int, got {batch_size!r}")
         self.tensors = tensors
         self.batch_size = batch_size
+        self.dim = dim
         self._order = torch.empty(0, dtype=torch.long, device=tensors[0].device)
         self._position = 0
 
@@ -47,15 +50,20 @@ class Minibatches:
         return self
 
     def __len__(self) -> int:
-        return -(-len(self.tensors[0]) // self.batch_size)
+        return -(-self.num_datapoints // self.batch_size)
+
+    @property
+    def num_datapoints(self) -> int:
+        """n."""
+        return self.tensors[0].shape[self.dim]
 
     def __next__(self) -> tuple[Tensor, ...]:
         if self._position >= len(self._order):
-            self._order = torch.randperm(len(self.tensors[0]), device=self.tensors[0].device)
+            self._order = torch.randperm(self.num_datapoints, device=self.tensors[0].device)
             self._position = 0
         index = self._order[self._position : self._position + self.batch_size]
         self._position += self.batch_size
-        return tuple(tensor[index] for tensor in self.tensors)
+        return tuple(tensor.index_select(self.dim, index) for tensor in self.tensors)
 
     def state_dict(self) -> dict[str, Any]:
         """The order of the current pass, long (n,), and the position in it."""
@@ -65,6 +73,6 @@ class Minibatches:
         """
         :raises ValueError: if the order is one of another number of datapoints.
         """
-        if len(state["order"]) not in (0, len(self.tensors[0])):
-            raise ValueError(f"an order of {len(state['order'])} datapoints is not one of {len(self.tensors[0])}")
+        if len(state["order"]) not in (0, self.num_datapoints):
+            raise ValueError(f"an order of {len(state['order'])} datapoints is not one of {self.num_datapoints}")
         self._order, self._position = state["order"], state["position"]

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from inference.training.schedule import constant
 from inference.training.sharing import Sharing
 
 
@@ -99,18 +100,24 @@ class Trainer:
 
 
 def steps(
-    module: nn.Module, loss: Callable[[], Tensor], *, num_steps: int, learning_rate: float
+    module: nn.Module,
+    loss: Callable[[], Tensor],
+    *,
+    num_steps: int,
+    learning_rate: float,
+    schedule: Callable[[int, int], float] = constant,
 ) -> Iterator[tuple[int, float]]:
     """
     Train with Adam, yielding ``(step, loss)`` after every step.
 
     :param module: its parameters are trained.
     :param loss: a differentiable scalar, new at every call.
+    :param schedule: from steps done and steps in all to the share of the learning rate that the next one has.
     :raises NonFiniteLossError: with the last good parameters restored.
     """
     if num_steps < 1:
         raise ValueError(f"num_steps must be a positive int, got {num_steps!r}")
-    trainer = Trainer(module, loss, learning_rate=learning_rate)
+    trainer = Trainer(module, loss, learning_rate=learning_rate, schedule=lambda step: schedule(step, num_steps))
     for step in range(num_steps):
         yield step, trainer.step()
 

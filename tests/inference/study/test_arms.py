@@ -192,6 +192,10 @@ def test_load_balancing_pulls_at_every_router(arm: Arm) -> None:
         # Outside its window of nearly equal logits the probabilities are 0 and 1, without a gradient.
         assert (towards_balance == 0).all()
         return
+    if arm.group is Group.FIXED:
+        # Nobody learns to route.
+        assert (towards_balance == 0).all()
+        return
     if arm.name == "top-2-gates":
         # The loads of two choices among two experts are balanced, whatever the router says.
         assert (towards_balance.abs() < 1e-6).all()

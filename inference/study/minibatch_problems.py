@@ -1,0 +1,79 @@
+"""Tasks whose seeds learn side by side from minibatches: digits in regimes, and tables."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import pyro
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from inference.study.problems import Labelled, Problem, brightness, misclassified
+from inference.study.settings import RegimesRun, TableRun
+from models.digits import NUM_CLASSES, NUM_PIXELS
+from models.pieces import PosteriorNetwork, stacked_network
+from models.piecewise import StackedCostBaseline, StackedLinear
+from models.regimes import BRIGHTEST, regime_of, regimes_data, regimes_mixture
+from models.tables import ROUTER_HIDDEN, table_data, table_mixture
+from prob_moe.distributions import IndependentRouting
+
+#: nats that a row of a table can cost at most in a robust score
+ROBUST = 10.0
+
+
+def regimes_problem(run: RegimesRun) -> Problem:
+    """Every seed with permutations, split and start of its own: the same for every arm and setting."""
+    seeds = [regimes_data(run.num_regimes, run.seed + seed) for seed in range(run.num_seeds)]
+    pyro.set_rng_seed(run.seed)
+    stack = (run.num_seeds,)
+    mixture = regimes_mixture(IndependentRouting, run.num_regimes, stack, run.capacity_factor)
+    num_features = NUM_PIXELS + run.num_regimes
+    return Problem(
+        _stacked([data.train for data in seeds]),
+        _stacked([data.test for data in seeds]),
+        mixture,
+        run.load_balancing,
+        cost_baseline=lambda: StackedCostBaseline(stack, in_features=num_features),
+        posterior=lambda: PosteriorNetwork(
+            StackedLinear(stack, num_features + NUM_CLASSES, run.num_regimes), lambda y: one_hot(y, NUM_CLASSES)
+        ),
+        identity=lambda x: brightness(BRIGHTEST * x[..., :NUM_PIXELS]),
+        error=misclassified,
+        oracle=regime_of,
+        serving=True,
+    )
+
+
+def table_problem(run: TableRun) -> Problem:
+    """Every seed with a split and a start of its own: the same for every arm and setting."""
+    seeds = [table_data(run.table, run.seed + seed) for seed in range(run.num_seeds)]
+    pyro.set_rng_seed(run.seed)
+    stack = (run.num_seeds,)
+    train = _stacked([data.train for data in seeds])
+    num_features = train[0].shape[-1]
+    mixture = table_mixture(IndependentRouting, num_features, run.num_experts, stack, run.capacity_factor)
+    network = partial(stacked_network, stack, num_features + 1, run.num_experts, ROUTER_HIDDEN)
+    return Problem(
+        train,
+        _stacked([data.test for data in seeds]),
+        mixture,
+        run.load_balancing,
+        cost_baseline=lambda: StackedCostBaseline(stack, in_features=num_features),
+        posterior=lambda: PosteriorNetwork(network(), lambda y: y.unsqueeze(-1)),
+        identity=brightness,
+        error=error_of_mean,
+        serving=True,
+        robust=ROBUST,
+        rows=torch.stack([data.test_rows for data in seeds]),
+    )
+
+
+def _stacked(parts: Sequence[Labelled]) -> Labelled:
+    """One part of every seed, (n, d) and (n) each, as (seeds, n, d) and (seeds, n)."""
+    x, y = zip(*parts)
+    return torch.stack(x), torch.stack(y)
+
+
+def error_of_mean(out: Tensor, y: Tensor) -> Tensor:
+    """Root-mean-square error of the mean, the first of the outputs, (*batch)."""
+    return (out[..., 0] - y).square().mean(-1).sqrt()

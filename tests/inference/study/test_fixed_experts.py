@@ -1,0 +1,66 @@
+"""What is measured against: experts that nobody learns to choose."""
+
+import pytest
+import torch
+
+from inference.study.arms import all_arms
+from inference.study.problems import digits_problem, pieces_problem, toy_problem
+from inference.study.settings import DigitsRun, PiecesRun, ToyRun
+from inference.training.trainer import steps
+from models.piecewise import piecewise_mean
+from models.regimes import regime_of
+
+ARMS = all_arms()
+
+
+@pytest.mark.parametrize("name", ["oracle", "frozen-router", "one-expert"])
+def test_the_router_learns_nothing_and_the_experts_of_the_chosen_do(name: str) -> None:
+    problem = toy_problem(ToyRun(name, 0.05, 0.0, num_seeds=2))
+    learner = ARMS[name].build(problem)
+    before = [parameter.clone() for parameter in problem.mixture.router.parameters()]
+    list(steps(learner, lambda: learner.loss(*problem.train), num_steps=3, learning_rate=0.05))
+    for old, new in zip(before, problem.mixture.router.parameters()):
+        assert old.equal(new)
+
+
+def test_the_oracle_knows_the_pieces() -> None:
+    problem = pieces_problem(PiecesRun("oracle", 0.1, 0.0, num_seeds=3, num_pieces=4))
+    x, y = problem.train
+    assert problem.oracle is not None
+    piece = problem.oracle(x)
+    for seed in range(3):
+        for number in range(4):
+            inside = x[seed, piece[seed] == number]
+            assert number / 4 <= inside.min()
+            assert inside.max() < (number + 1) / 4
+    learner = ARMS["oracle"].build(problem)
+    list(steps(learner, lambda: learner.loss(x, y), num_steps=300, learning_rate=0.1))
+    assert problem.truth is not None
+    assert (-learner.log_predictive(*problem.test).mean(-1) < problem.truth + 0.5).all()
+
+
+def test_the_oracle_of_two_lines_changes_at_the_break() -> None:
+    problem = toy_problem(ToyRun("oracle", 0.1, 0.0, num_seeds=1, break_at=0.3))
+    x = problem.train[0]
+    assert problem.oracle is not None
+    left = x[problem.oracle(x) == 0].squeeze(-1)
+    torch.testing.assert_close(piecewise_mean(left, 0.3), 0.8 * left - 0.2)
+
+
+def test_one_expert_is_the_first_and_a_frozen_router_sends_to_its_favourite() -> None:
+    problem = toy_problem(ToyRun("one-expert", 0.1, 0.0, num_seeds=2))
+    x, mixture = problem.train[0], problem.mixture
+    every = mixture.experts.dense(x)
+    assert ARMS["one-expert"].build(problem).serve(x).equal(every[..., 0, :])
+    favourite = mixture.router(x).argmax(-1)
+    chosen = every.gather(-2, favourite[..., None, None]).squeeze(-2)
+    torch.testing.assert_close(ARMS["frozen-router"].build(problem).serve(x), chosen)
+
+
+def test_where_nobody_knows_there_is_no_oracle() -> None:
+    with pytest.raises(ValueError, match="'oracle' needs a task where somebody knows the right experts"):
+        ARMS["oracle"].build(digits_problem(DigitsRun("oracle", 0.1, 0.0)))
+
+
+def test_the_tag_names_the_regime() -> None:
+    assert regime_of(torch.cat([torch.full((1, 64), 9.0), torch.tensor([[0.0, 1.0, 0.0]])], -1)).tolist() == [1]

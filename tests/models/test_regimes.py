@@ -1,0 +1,52 @@
+"""Digits in regimes: every image in every regime, under that regime's permutation."""
+
+import pytest
+import torch
+
+from models.digits import NUM_PIXELS
+from models.regimes import regime_of, regimes_data, regimes_mixture
+from prob_moe.distributions import DependentRounding
+
+
+def test_every_image_stands_in_every_regime_under_its_permutation() -> None:
+    data = regimes_data(4, seed=1)
+    assert data.permutations.sort(-1).values.equal(torch.arange(10).expand(4, 10))
+    x, y = data.train
+    regime = regime_of(x)
+    assert regime.bincount().tolist() == [1197] * 4
+    assert x[:, NUM_PIXELS:].sum(-1).equal(torch.ones(len(y)))
+    # The digit that a label means in its regime is the same for an image wherever it stands.
+    digit = data.permutations.argsort(-1)[regime, y]
+    _, image = x[:, :NUM_PIXELS].unique(dim=0, return_inverse=True)
+    for members in (image == 0, image == 500):
+        assert sorted(regime[members].tolist()) == [0, 1, 2, 3]
+        assert len(digit[members].unique()) == 1
+    assert len(y[image == 0].unique()) > 1
+
+
+def test_no_image_is_in_two_parts() -> None:
+    data = regimes_data(2)
+    images = [set(map(tuple, part.x[:, :NUM_PIXELS].tolist())) for part in data[:3]]
+    assert [len(part) for part in images] == [1197, 300, 300]
+    assert not images[0] & images[2]
+    assert not images[0] & images[1]
+    assert not images[1] & images[2]
+
+
+def test_a_seed_decides_permutations_and_split() -> None:
+    first, again, other = regimes_data(3, seed=5), regimes_data(3, seed=5), regimes_data(3, seed=6)
+    assert first.train.x.equal(again.train.x)
+    assert not first.permutations.equal(other.permutations)
+    assert not first.test.x.equal(other.test.x)
+
+
+def test_the_mixture_takes_a_stack_of_seeds() -> None:
+    mixture = regimes_mixture(DependentRounding, 3, (2,))
+    x = torch.stack([regimes_data(3, seed).train.x[:20] for seed in range(2)])
+    assert mixture.predict(x, num_selected=2).logits.shape == (2, 20, 10)
+
+
+@pytest.mark.parametrize("num_regimes", [0, -1, 2.0, True])
+def test_the_number_of_regimes_is_a_positive_int(num_regimes: object) -> None:
+    with pytest.raises(ValueError, match=f"num_regimes must be a positive int, but is {num_regimes!r}"):
+        regimes_data(num_regimes)  # type: ignore[arg-type]
