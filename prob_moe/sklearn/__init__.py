@@ -1,8 +1,8 @@
 """
 Mixtures of experts as scikit-learn estimators, for tables; needs the extra ``prob_moe[sklearn]``.
 
-:class:`MixtureRegressor` fits by exact maximum likelihood: what statisticians call mixtures of regressions with
-concomitant variables.
+:class:`MixtureRegressor` and :class:`MixtureClassifier` fit by exact maximum likelihood: what statisticians call
+mixtures of regressions with concomitant variables.
 """
 
 try:
@@ -11,6 +11,7 @@ except ImportError as _error:
     raise ImportError("prob_moe.sklearn needs scikit-learn: pip install 'prob_moe[sklearn]'") from _error
 
 from prob_moe.sklearn.base import FloorWarning
+from prob_moe.sklearn.classifier import MixtureClassifier
 from prob_moe.sklearn.regressor import MixtureRegressor
 
-__all__ = ["FloorWarning", "MixtureRegressor"]
+__all__ = ["FloorWarning", "MixtureClassifier", "MixtureRegressor"]

@@ -69,10 +69,43 @@ def frequencies(sample_weight: Any, x: Floats) -> Floats:
     :returns: (n,).
     :raises ValueError: a frequency is negative or not finite, all of them are zero, or there are too few or too many.
     """
-    if sample_weight is not None and not np.any(sample_weight):
-        raise ValueError("sample_weight must be positive for at least one row, but is 0 for all of them")
+    if sample_weight is not None and not np.any(np.asarray(sample_weight)):
+        raise ValueError("sample_weight must be positive for at least one row, but is zero for all of them")
     weights: Floats = _check_sample_weight(sample_weight, x, dtype=np.float64)
     if (weights < 0).any():
         row = int(np.argmax(weights < 0))
         raise ValueError(f"sample_weight must not be negative, but is {weights[row]} in row {row}")
     return weights
+
+
+def row_numbers(name: str, value: Any, num_rows: int) -> Floats | None:
+    """
+    :param value: a number for every row, or one for all of them; None for nothing.
+    :returns: (n,).
+    :raises ValueError: there are too few or too many, or one of them is not finite.
+    """
+    if value is None:
+        return None
+    numbers = np.asarray(value, dtype=np.float64)
+    if numbers.ndim == 0:
+        numbers = np.full(num_rows, float(numbers))
+    if numbers.shape != (num_rows,):
+        raise ValueError(f"{name} must have a number for each of {num_rows} rows, but has shape {numbers.shape}")
+    if not np.isfinite(numbers).all():
+        row = int(np.argmin(np.isfinite(numbers)))
+        raise ValueError(f"{name} must be finite, but is {numbers[row]} in row {row}")
+    return numbers
+
+
+def unit_numbers(units: Any, num_rows: int) -> np.ndarray | None:
+    """
+    :param units: a name, of any sort, for every row; None where each row is one by itself.
+    :returns: numbers from 0, (n,).
+    :raises ValueError: there are too few or too many.
+    """
+    if units is None:
+        return None
+    labels = np.asarray(units)
+    if labels.shape != (num_rows,):
+        raise ValueError(f"units must have a name for each of {num_rows} rows, but has shape {labels.shape}")
+    return np.unique(labels, return_inverse=True)[1].ravel()

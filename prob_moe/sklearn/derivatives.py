@@ -40,15 +40,9 @@ def unit_scores(problem: Problem, vector: Tensor) -> Tensor:
     return scores[0]
 
 
-def _designs(problem: Problem) -> list[Tensor]:
-    """What every local quantity is linear in, (n, columns): the experts' columns, or a column of ones."""
-    ones = torch.ones_like(problem.columns[:, :1])
-    return [problem.columns] * problem.family.num_predictors + [ones] * problem.family.num_dispersions
-
-
 def _expert_scores(problem: Problem, first: list[Tensor]) -> Tensor:
     """The derivatives of every expert's log-likelihood of every unit by its own parameters, (R, k, units, P)."""
-    rows = [slope.unsqueeze(-1) * design for slope, design in zip(first, _designs(problem))]
+    rows = [slope.unsqueeze(-1) * design for slope, design in zip(first, problem.designs)]
     return problem.per_unit(torch.cat(rows, -1), -2)
 
 
@@ -94,19 +88,10 @@ def _curvature(problem: Problem, responsibilities: Tensor, second: list[list[Ten
     units = problem.units
     weights = responsibilities * problem.unit_weights
     rows = weights if units is None else weights[..., units] * problem.row_weights
-    designs = _designs(problem)
-    return torch.cat(
-        [
-            torch.cat([_gram(rows * second[a][b], one, other) for b, other in enumerate(designs)], -1)
-            for a, one in enumerate(designs)
-        ],
-        -2,
-    )
-
-
-def _gram(weights: Tensor, one: Tensor, other: Tensor) -> Tensor:
-    r""":returns: :math:`\sum_i w_i a_i b_i^\top`, (R, k, columns, columns), for weights (R, k, n)."""
-    return torch.einsum("rkn,na,nb->rkab", weights, one, other)
+    blocks = [
+        torch.cat([problem.gram(rows, each, a, b) for b, each in enumerate(row)], -1) for a, row in enumerate(second)
+    ]
+    return torch.cat(blocks, -2)
 
 
 def _add_router(problem: Problem, hessian: Tensor, responsibilities: Tensor, router: Tensor, scores: Tensor) -> None:

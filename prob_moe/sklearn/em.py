@@ -38,8 +38,7 @@ def maximisation_step(problem: Problem, vectors: Tensor, responsibilities: Tenso
     """:param responsibilities: of the experts for the units, (R, k, units)."""
     weights = responsibilities * problem.unit_weights
     rows = weights if problem.units is None else weights[..., problem.units] * problem.row_weights
-    parts = problem.family.maximise(problem, rows, problem.layout.split(vectors))
-    moved = problem.layout.join(parts)
+    moved = problem.family.maximise(problem, rows, vectors)
     return moved if problem.num_experts == 1 else router_step(problem, moved, weights)
 
 

@@ -11,7 +11,7 @@ from prob_moe.sklearn.table import Floats, Standard
 class Units:
     r"""
     The affine map :math:`\theta \mapsto T\theta + t` from a vector of standardised parameters, whose router is relative
-    to the last expert, to one in the table's units, whose router is relative to the first.
+    to the last expert, to one in the table's units, whose router is relative to the first; likewise the classes.
     """
 
     def __init__(self, maximum: Maximum, experts: Standard, router: Standard, centre: float, scale: float) -> None:
@@ -20,17 +20,12 @@ class Units:
         back = experts.back()
         expert = np.zeros((m * len(back) + d, layout.expert_size))
         shift = np.zeros(len(expert))
-        for predictor in range(m):
-            rows = slice(predictor * len(back), (predictor + 1) * len(back))
-            columns = slice(predictor * back.shape[1], (predictor + 1) * back.shape[1])
-            expert[rows, columns] = scale * back
-            shift[rows.start] = centre
+        predictors = _to_first(m) if layout.is_softmax else scale * np.eye(m)
+        expert[: m * len(back), : m * back.shape[1]] = np.kron(predictors, back)
         expert[m * len(back) :, m * back.shape[1] :] = np.eye(d)
         if maximum.problem.family.in_units_of_y:
-            shift[m * len(back)] = np.log(scale)
-        # Differences to the first expert, of coefficients that are differences to the last one.
-        differences = np.hstack([-np.ones((k - 1, 1)), np.eye(k - 1)])[:, : k - 1]
-        gate = np.kron(differences, router.back())
+            shift[0], shift[len(back)] = centre, np.log(scale)
+        gate = np.kron(_to_first(k - 1), router.back())
         size = k * len(expert)
         self.matrix = np.zeros((size + len(gate), layout.size))
         self.matrix[:size, : layout.router_start] = np.kron(np.eye(k), expert)
@@ -39,15 +34,21 @@ class Units:
         self.vector: Floats = self.matrix @ maximum.vector.numpy() + self.shift
 
 
+def _to_first(count: int) -> Floats:
+    """The matrix that makes coefficients relative to the last of count + 1 things relative to the first of them."""
+    return np.hstack([-np.ones((count, 1)), np.eye(count)])[:, :count]
+
+
 def covariances(maximum: Maximum) -> tuple[Floats, Floats]:
     """
     Of the standardised parameters: the inverse of the observed information, and White's estimate (HC0), which does not
-    take the model for true. A dispersion on its floor is taken as known; what the table does not determine is nan.
+    take the model for true. A dispersion on one of its bounds is taken as known; what the table does not determine is
+    nan.
 
     :returns: both (D, D).
     """
     problem, vector = maximum.problem, maximum.vector
-    free = (vector > problem.lower + 1e-6).numpy()
+    free = ((vector > problem.lower + 1e-6) & (vector < problem.upper - 1e-6)).numpy()
     information = -derivatives(problem, vector.unsqueeze(0)).hessian[0].numpy()[np.ix_(free, free)]
     size = np.sqrt(np.abs(np.diagonal(information)).clip(1e-300))
     scores = unit_scores(problem, vector).numpy()[:, free]

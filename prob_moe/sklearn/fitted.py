@@ -48,28 +48,37 @@ class FittedMixture:
     @cached_property
     def layout(self) -> Layout:
         columns, router = (int(standard.varies.sum()) + 1 for standard in (self.experts, self.router))
-        return Layout(self.num_experts, self.num_predictors, self.family.num_dispersions, columns, router)
+        dispersions, is_softmax = self.family.num_dispersions, self.family.is_softmax
+        return Layout(self.num_experts, self.num_predictors, dispersions, columns, router, is_softmax)
 
     def log_router(self, x: Floats) -> Tensor:
         """:returns: log-probabilities of the experts, (k, n)."""
         z = torch.from_numpy(self.router.design(x[:, self.router_places]))
         return (self._parts.router[0] @ z.mT).log_softmax(0)
 
-    def predictors(self, x: Floats) -> Tensor:
+    def predictors(self, x: Floats, offset: Floats | None = None) -> Tensor:
         """:returns: the experts' linear predictors of the standardised y, (m, k, n)."""
         columns = torch.from_numpy(self.experts.design(x[:, self.expert_places]))
-        return torch.einsum("kmp,np->mkn", self._parts.location[0], columns)
+        predictors = torch.einsum("kmp,np->mkn", self._parts.location[0], columns)
+        return predictors if offset is None else predictors + torch.from_numpy(offset / self.y_scale)
 
     def dispersions(self) -> Tensor:
         """:returns: logarithms, of the standardised y, (d, k, 1)."""
         return self._parts.dispersion[0].mT.unsqueeze(-1)
 
-    def log_likelihoods(self, x: Floats, y: Floats) -> Tensor:
-        """:returns: of every expert for every row, nats, (k, n)."""
-        target = torch.from_numpy((y - self.y_centre) / self.y_scale).unsqueeze(0)
-        predictors = self.predictors(x).unsqueeze(1)
+    def log_likelihoods(self, x: Floats, target: Floats, offset: Floats | None = None) -> Tensor:
+        """
+        :param target: y, and what else the family needs, (t, n).
+        :returns: of every expert for every row, nats, (k, n).
+        """
+        predictors = self.predictors(x, offset).unsqueeze(1)
         dispersions = self.dispersions().unsqueeze(1).expand(-1, 1, -1, len(x))
-        return self.family.log_prob(target, (*predictors, *dispersions))[0] - np.log(self.y_scale)
+        standardised = torch.from_numpy(self.standardised(target))
+        return self.family.log_prob(standardised, (*predictors, *dispersions))[0] - np.log(self.y_scale)
+
+    def standardised(self, target: Floats) -> Floats:
+        """:returns: the target with y standardised, (t, n)."""
+        return np.vstack([(target[:1] - self.y_centre) / self.y_scale, target[1:]])
 
     @cached_property
     def _parts(self) -> Parts:

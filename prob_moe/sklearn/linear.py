@@ -6,9 +6,9 @@ from torch import Tensor
 
 def weighted_least_squares(columns: Tensor, y: Tensor, weights: Tensor, ridge: Tensor) -> Tensor:
     r"""
-    The coefficients β that minimise :math:`\sum_i w_i (y_i - x_i^\top \beta)^2 + \lambda \sum_{c > 0} \beta_c^2`.
+    The coefficients β that minimise :math:`\sum_i w_i (y_i - x_i^\top \beta)^2 + \lambda |\beta|^2`.
 
-    :param columns: (n, p), the first one of ones.
+    :param columns: (n, p).
     :param y: (n,), or one for each problem, (*problems, n).
     :param weights: (*problems, n).
     :param ridge: λ, (*problems).
@@ -17,9 +17,7 @@ def weighted_least_squares(columns: Tensor, y: Tensor, weights: Tensor, ridge: T
     p = columns.shape[1]
     products = weights.reshape(-1, len(columns)) @ (columns.unsqueeze(-1) * columns.unsqueeze(-2)).flatten(1)
     gram = products.reshape(*weights.shape[:-1], p, p)
-    slopes = torch.ones(p, dtype=columns.dtype, device=columns.device)
-    slopes[0] = 0
-    gram = gram + ridge[..., None, None] * torch.diag(slopes)
+    gram = gram + ridge[..., None, None] * torch.eye(p, dtype=columns.dtype)
     return solve_positive(gram, (weights * y) @ columns)
 
 

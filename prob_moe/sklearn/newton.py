@@ -1,4 +1,4 @@
-"""The second-order finish: Newton's method with damping, many at once, within lower bounds of some parameters."""
+"""The second-order finish: Newton's method with damping, many at once, within bounds of some parameters."""
 
 from typing import NamedTuple
 
@@ -29,7 +29,7 @@ def newton(problem: Problem, vectors: Tensor, *, max_iterations: int = 100, tole
 
     :param tolerance: nats that an undamped step may promise at rest.
     """
-    lower = problem.lower
+    lower, upper = problem.lower, problem.upper
     result, converged = vectors.clone(), torch.zeros(len(vectors), dtype=torch.bool)
     values = problem.value(vectors)
     moving = torch.arange(len(vectors))
@@ -37,7 +37,7 @@ def newton(problem: Problem, vectors: Tensor, *, max_iterations: int = 100, tole
     for _ in range(max_iterations):
         x = result[moving]
         gradient, hessian, complete = derivatives(problem, x)
-        held = (x <= lower) & (gradient <= 0)
+        held = ((x <= lower) & (gradient <= 0)) | ((x >= upper) & (gradient >= 0))
         gradient = gradient.masked_fill(held, 0.0)
         information = -hessian.masked_fill(held.unsqueeze(-1) | held.unsqueeze(-2), 0.0)
         scale = torch.maximum(complete, torch.diagonal(information, dim1=-2, dim2=-1).abs())
@@ -45,7 +45,7 @@ def newton(problem: Problem, vectors: Tensor, *, max_iterations: int = 100, tole
         information = information + torch.diag_embed(held.to(x.dtype))
         step, damping[moving] = _damped(information, scale, gradient, damping[moving])
         promise = (gradient * step).sum(-1) / 2
-        moved = (x + step).clamp(min=lower)
+        moved = torch.minimum(torch.maximum(x + step, lower), upper)
         value = problem.value(moved)
         better = value >= values[moving] + 1e-4 * promise.clamp(max=1e-6)
         at_rest = (promise < tolerance) & (damping[moving] <= 1e-3)

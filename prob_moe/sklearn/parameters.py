@@ -33,6 +33,7 @@ class Layout:
     num_dispersions: int
     num_columns: int
     num_router_columns: int
+    is_softmax: bool = False
 
     @property
     def expert_size(self) -> int:
@@ -80,15 +81,16 @@ class Layout:
 
     def ridge(self) -> Tensor:
         """
-        :returns: the matrix (D, D) of a quadratic form: squares of the experts' coefficients but for the first column,
-            which is the intercept, and of the router's coefficients around their mean over the experts, so that it
-            does not depend on which expert is the reference.
+        :returns: the matrix (D, D) of a quadratic form: squares of all coefficients; those that are relative to a
+            reference, of the router and of classes, around their mean, so that it does not matter which one it is.
         """
-        slopes = torch.ones(self.num_experts, self.num_predictors, self.num_columns, dtype=torch.float64)
-        slopes[..., 0] = 0
-        dispersion = slopes.new_zeros(self.num_experts, self.num_dispersions)
-        experts = torch.cat([slopes.flatten(1), dispersion], -1).flatten()
-        k = self.num_experts
-        centred = torch.eye(k - 1, dtype=torch.float64) - 1 / k
-        router = torch.kron(centred, torch.eye(self.num_router_columns, dtype=torch.float64))
-        return torch.block_diag(torch.diag(experts), router)
+        predictors = _centred(self.num_predictors) if self.is_softmax else torch.eye(self.num_predictors).double()
+        location = torch.kron(predictors, torch.eye(self.num_columns, dtype=torch.float64))
+        expert = torch.block_diag(location, location.new_zeros(self.num_dispersions, self.num_dispersions))
+        router = torch.kron(_centred(self.num_experts - 1), torch.eye(self.num_router_columns, dtype=torch.float64))
+        return torch.block_diag(*[expert] * self.num_experts, router)
+
+
+def _centred(count: int) -> Tensor:
+    """The sum of squares of ``count`` numbers and a zero around their mean, as a matrix."""
+    return torch.eye(count, dtype=torch.float64) - 1 / (count + 1)

@@ -6,7 +6,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from prob_moe.sklearn.families import Family
+from prob_moe.sklearn.families.base import Family
 from prob_moe.sklearn.parameters import Layout
 
 
@@ -28,6 +28,7 @@ class Problem:
     :param unit_weights: frequencies of the units, (units,).
     :param units: the unit of every row, (n,); None where each row is one by itself.
     :param floors: the least logarithms of dispersions, (d,).
+    :param ceilings: the largest ones, (d,).
     :param ridge: λ.
     """
 
@@ -41,6 +42,7 @@ class Problem:
     unit_weights: Tensor
     units: Tensor | None
     floors: Tensor
+    ceilings: Tensor
     ridge: float = 1e-8
 
     @cached_property
@@ -51,6 +53,7 @@ class Problem:
             self.family.num_dispersions,
             self.columns.shape[1],
             self.router_columns.shape[1],
+            self.family.is_softmax,
         )
 
     @cached_property
@@ -63,6 +66,36 @@ class Problem:
         lower = torch.full((self.layout.size,), -torch.inf, dtype=torch.float64)
         lower[self.layout.dispersion_places()] = self.floors
         return lower
+
+    @cached_property
+    def upper(self) -> Tensor:
+        """The largest value of every parameter, (D,)."""
+        upper = torch.full((self.layout.size,), torch.inf, dtype=torch.float64)
+        upper[self.layout.dispersion_places()] = self.ceilings
+        return upper
+
+    @property
+    def row_frequencies(self) -> Tensor:
+        """How often every row counts, (n,)."""
+        return self.unit_weights if self.units is None else self.row_weights
+
+    @cached_property
+    def designs(self) -> list[Tensor]:
+        """What every local quantity is linear in, (n, columns): the experts' columns, or a column of ones."""
+        ones = torch.ones_like(self.columns[:, :1])
+        return [self.columns] * self.family.num_predictors + [ones] * self.family.num_dispersions
+
+    def gram(self, weights: Tensor, rows: Tensor | None, a: int, b: int) -> Tensor:
+        r"""
+        :param weights: (R, k, n).
+        :param rows: factors of the rows, (R, k, n); None for zero.
+        :returns: :math:`\sum_i w_i f_i x_i z_i^\top`, x and z being what local quantities a and b are linear in,
+            (R, k, *, *).
+        """
+        one, other = self.designs[a], self.designs[b]
+        if rows is None:
+            return weights.new_zeros(*weights.shape[:2], one.shape[1], other.shape[1])
+        return torch.einsum("rkn,na,nb->rkab", weights * rows, one, other)
 
     def local(self, vectors: Tensor) -> tuple[Tensor, ...]:
         """:returns: what the law of a row depends on: linear predictors, then dispersions; each (R, k, n)."""
@@ -102,5 +135,8 @@ class Problem:
         return self.log_joint(vectors).logsumexp(1) @ self.unit_weights
 
     def on_the_floor(self, vectors: Tensor) -> Tensor:
-        """:returns: whether any dispersion is as small as it may be, (R,)."""
-        return (vectors <= self.lower + 1e-6).any(-1)
+        """:returns: whether any expert's scale is as small as it may be, (R,)."""
+        if not self.family.num_dispersions:
+            return torch.zeros(len(vectors), dtype=torch.bool)
+        scales = self.layout.dispersion_places()[:, 0]
+        return (vectors[:, scales] <= self.floors[0] + 1e-6).any(-1)

@@ -1,36 +1,32 @@
 """Quantiles of a mixture, between those of its experts."""
 
-import torch
-from torch import Tensor
+from typing import Any
 
-from prob_moe.sklearn.families import Family
+import numpy as np
+
+from prob_moe.sklearn.table import Floats
 
 
-def mixture_quantile(
-    family: Family, probability: float, log_p: Tensor, predictors: Tensor, dispersions: Tensor
-) -> Tensor:
+def mixture_quantile(law: Any, probability: float, p: Floats, *, discrete: bool) -> Floats:
     """
     The least y whose probability of not being exceeded is at least the given one, by bisection.
 
-    :param log_p: log-probabilities of the experts, (k, n).
-    :param predictors: (m, k, n).
-    :param dispersions: (d, k, 1).
+    :param law: of every expert for every row, a distribution of ``scipy.stats`` of shape (k, n).
+    :param p: probabilities of the experts, (k, n).
+    :param discrete: whether y is a whole number.
     :returns: (n,).
     """
-    each = family.quantile(probability, predictors, dispersions)
-    # An expert without any probability must not widen the bracket; the mixture's quantile lies between the others'.
-    possible = log_p > -745
-    low = each.masked_fill(~possible, torch.inf).amin(0)
-    high = each.masked_fill(~possible, -torch.inf).amax(0)
-    p = log_p.exp()
-    for _ in range(200):
-        middle = (low + high) / 2 if not family.discrete else ((low + high) / 2).floor()
-        enough = (p * family.cdf(middle, predictors, dispersions)).sum(0) >= probability
-        new_low, new_high = torch.where(enough, low, middle), torch.where(enough, middle, high)
-        if torch.equal(new_low, low) and torch.equal(new_high, high):
+    each = np.broadcast_to(law.ppf(probability), p.shape)
+    # An expert without any probability must not widen the bracket.
+    low = np.where(p > 0, each, np.inf).min(0)
+    high = np.where(p > 0, each, -np.inf).max(0)
+    for _ in range(2000):
+        middle = np.floor(low + (high - low) / 2) if discrete else low + (high - low) / 2
+        enough = (p * law.cdf(middle)).sum(0) >= probability
+        new_low, new_high = np.where(enough, low, middle), np.where(enough, middle, high)
+        if np.array_equal(new_low, low) and np.array_equal(new_high, high):
             break
         low, high = new_low, new_high
-    if family.discrete:
-        reached = (p * family.cdf(low, predictors, dispersions)).sum(0) >= probability
-        return torch.where(reached, low, high)
+    if discrete:
+        return np.where((p * law.cdf(low)).sum(0) >= probability, low, high)
     return high

@@ -6,10 +6,11 @@ import numpy as np
 from sklearn.base import RegressorMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor
 
-from prob_moe.sklearn.arguments import check_choice, check_count, check_fraction, frequencies
+from prob_moe.sklearn.arguments import check_choice, check_count, check_fraction, frequencies, row_numbers, unit_numbers
 from prob_moe.sklearn.base import MixtureEstimator
-from prob_moe.sklearn.families import FAMILIES
+from prob_moe.sklearn.families import REGRESSIONS, Family
 from prob_moe.sklearn.quantiles import mixture_quantile
 from prob_moe.sklearn.table import Floats
 
@@ -19,21 +20,29 @@ class MixtureRegressor(RegressorMixin, MixtureEstimator):
     A mixture of k linear regressions, whose weights depend on the columns of X:
 
     .. math::
-        p(y \mid x) = \sum_j \pi_j(x)\, \mathrm{N}(y;\ b_j + x^\top \beta_j,\ \sigma_j^2),\qquad
+        p(y \mid x) = \sum_j \pi_j(x)\, f(y;\ b_j + x^\top \beta_j,\ \sigma_j),\qquad
         \pi(x) = \mathrm{softmax}_j(a_j + x^\top \gamma_j),\quad a_1 = 0,\ \gamma_1 = 0.
 
-    Every expert learns coefficients and a scale of its own. Statisticians call the columns in π concomitant variables.
+    Every expert learns coefficients of its own, and a scale where the law f has one. Statisticians call the columns in
+    π concomitant variables. The laws, by the linear predictor η = b + x'β:
+
+    * "gaussian": normal with mean η and standard deviation σ.
+    * "student": η plus σ times a t with degrees of freedom of the expert's own, from 1 to 100, for tables with rows far
+      off.
+    * "poisson": counts with mean exp(η).
+    * "binomial": successes among ``trials``, each with probability 1 / (1 + exp(-η)).
+    * "gamma": positive numbers with mean exp(η) and coefficient of variation σ.
 
     ``fit`` maximises the exact likelihood, from many starts at once: some steps of expectation maximisation from each,
     then Newton's method with the exact Hessian. Half of the starts are random responsibilities; in the other half one
     expert has as many random rows as it has coefficients and the rows nearest to them. The likelihood of such a mixture
-    has no upper bound, as an expert can describe a few rows exactly; so no scale gets below 1/1000 of the residual
-    standard deviation of one regression. The best maximum off this floor is returned; that there is a better one on it
-    is said by a :class:`FloorWarning`. A ridge on the standardised coefficients that costs at most 1e-4 nat makes the
-    answer unique where there are more columns than rows, or where columns depend on each other.
+    has no upper bound, as an expert can describe a few rows exactly; so no scale gets below 1/1000 of that of one
+    expert for the whole table. The best maximum off this floor is returned; that there is a better one on it is said by
+    a :class:`FloorWarning`. A ridge on the standardised coefficients that costs at most 1e-4 nat makes the answer
+    unique where there are more columns than rows, or where columns depend on each other.
 
     :param num_experts: k.
-    :param family: the law of y given an expert: "gaussian".
+    :param family: the law of y given an expert: "gaussian", "student", "poisson", "binomial" or "gamma".
     :param experts: "linear".
     :param router: "linear", or "constant" where the weights do not depend on X.
     :param expert_columns: names or places of the columns that experts see; None for all of them.
@@ -46,6 +55,7 @@ class MixtureRegressor(RegressorMixin, MixtureEstimator):
 
     * ``coef_`` (k, p), ``intercept_`` (k,), ``scale_`` (k,): in the units of X and y.
     * ``router_coef_`` (k, q), ``router_intercept_`` (k,): relative to the first expert, whose are 0.
+    * ``degrees_of_freedom_`` (k,): of "student".
     * ``shares_`` (k,): mean probabilities of the experts.
     * ``log_likelihood_`` (nats), ``aic_``, ``bic_``, ``icl_``: the last three are better the smaller they are;
       ``icl_`` is ``bic_`` plus twice the entropy of the responsibilities (Biernacki, Celeux & Govaert 2000).
@@ -84,69 +94,58 @@ class MixtureRegressor(RegressorMixin, MixtureEstimator):
         self.restarts = restarts
         self.random_state = random_state
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> "MixtureRegressor":
+    def fit(
+        self, X: Any, y: Any, sample_weight: Any = None, *, offset: Any = None, trials: Any = None, units: Any = None
+    ) -> "MixtureRegressor":
         """
         :param X: (n, columns).
-        :param y: (n,).
+        :param y: (n,): numbers; counts for "poisson"; successes for "binomial"; positive numbers for "gamma".
         :param sample_weight: how often every row counts, (n,); None for once.
+        :param offset: added to the linear predictor of every expert, (n,) or one number.
+        :param trials: for "binomial", (n,) or one number; None for 1.
+        :param units: a name for every row; rows of the same name share their expert, as in repeated measurements. The
+            router's columns must not vary within a unit.
         :returns: the estimator itself.
         :raises ValueError: an option, X, y or a weight is not what it has to be.
         """
         self._check_options()
-        check_choice("family", self.family, list(FAMILIES))
+        check_choice("family", self.family, list(REGRESSIONS))
         X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True)
-        weights = frequencies(sample_weight, X)
-        self._fit_table(X, y.astype(np.float64), weights, FAMILIES[self.family]())
+        weights, family = frequencies(sample_weight, X), REGRESSIONS[self.family]()
+        target = self._target(family, y, trials)
+        self._fit_table(X, target, weights, family, row_numbers("offset", offset, len(X)), unit_numbers(units, len(X)))
         return self
 
-    def _set_parameters(self) -> None:
-        blocks = self._blocks(self.parameters_)
-        self.coef_, self.intercept_ = blocks["coef"][:, 0], blocks["intercept"][:, 0]
-        self.router_coef_, self.router_intercept_ = blocks["router_coef"], blocks["router_intercept"]
-        self.scale_ = np.exp(blocks["dispersion"][:, 0])
-
-    def standard_errors(self, kind: str = "hessian") -> dict[str, Floats]:
-        """
-        :param kind: "hessian" for those of the observed information, "hc0" for White's, which allow for a model that is
-            not true.
-        :returns: arrays by the names "coef", "intercept", "scale", "router_coef" and "router_intercept", of the
-            attributes' shapes; the router's of the first expert, the reference, are 0.
-        :raises ValueError: there is no such kind.
-        """
-        check_choice("kind", kind, ["hessian", "hc0"])
-        covariance = self.covariance_ if kind == "hessian" else self.robust_covariance_
-        blocks = self._blocks(np.sqrt(np.diagonal(covariance)))
-        return {
-            "coef": blocks["coef"][:, 0],
-            "intercept": blocks["intercept"][:, 0],
-            "scale": blocks["dispersion"][:, 0] * self.scale_,
-            "router_coef": blocks["router_coef"],
-            "router_intercept": blocks["router_intercept"],
-        }
-
-    def predict(self, X: Any) -> Floats:
-        """:returns: the mean of y, (n,)."""
+    def predict(self, X: Any, *, offset: Any = None, trials: Any = None) -> Floats:
+        """:returns: the mean of y, (n,); for "binomial" the mean number of successes."""
         X, mixture = self._validated(X), self.mixture_
-        means = mixture.family.mean(mixture.predictors(X), mixture.dispersions())
-        return mixture.y_centre + mixture.y_scale * (mixture.log_router(X).exp() * means).sum(0).numpy()
+        predictors, dispersions, trials = self._local(X, offset, trials)
+        means = mixture.family.mean(predictors, dispersions, trials)
+        return mixture.y_centre + mixture.y_scale * (mixture.log_router(X).exp().numpy() * means).sum(0)
 
-    def predict_interval(self, X: Any, coverage: float = 0.9) -> Floats:
+    def predict_interval(self, X: Any, coverage: float = 0.9, *, offset: Any = None, trials: Any = None) -> Floats:
         """
-        Quantiles of the mixture, with the same probability below as above; the parameters are taken for known.
+        Quantiles of the mixture, with at most the same probability below as above; the parameters are taken for known.
 
         :returns: (n, 2).
         :raises ValueError: the coverage is not between 0 and 1.
         """
         tail = (1 - check_fraction("coverage", coverage)) / 2
         X, mixture = self._validated(X), self.mixture_
-        log_p, predictors, dispersions = mixture.log_router(X), mixture.predictors(X), mixture.dispersions()
-        ends = [
-            mixture_quantile(mixture.family, probability, log_p, predictors, dispersions).numpy()
-            for probability in (tail, 1 - tail)
-        ]
+        law = mixture.family.law(*self._local(X, offset, trials))
+        p, discrete = mixture.log_router(X).exp().numpy(), mixture.family.discrete
+        ends = [mixture_quantile(law, probability, p, discrete=discrete) for probability in (tail, 1 - tail)]
         return mixture.y_centre + mixture.y_scale * np.column_stack(ends)
 
-    def sample(self, X: Any, *, num_samples: int | None = None, random_state: Any = None) -> Floats:
+    def sample(
+        self,
+        X: Any,
+        *,
+        num_samples: int | None = None,
+        random_state: Any = None,
+        offset: Any = None,
+        trials: Any = None,
+    ) -> Floats:
         """
         Draws of y.
 
@@ -158,27 +157,42 @@ class MixtureRegressor(RegressorMixin, MixtureEstimator):
         count = 1 if num_samples is None else check_count("num_samples", num_samples)
         X, mixture, generator = self._validated(X), self.mixture_, check_random_state(random_state)
         p = mixture.log_router(X).exp().numpy().cumsum(0)
-        predictors, dispersions = mixture.predictors(X), mixture.dispersions()
+        predictors, dispersions, trials = self._local(X, offset, trials)
         rows, draws = np.arange(len(X)), []
         for _ in range(count):
             expert = (generator.uniform(size=len(X)) * p[-1] >= p).sum(0)
-            draws.append(mixture.family.sample(predictors[:, expert, rows], dispersions[:, expert, 0], generator))
+            law = mixture.family.law(predictors[:, expert, rows], dispersions[:, expert, 0], trials)
+            draws.append(law.rvs(random_state=generator))
         result = mixture.y_centre + mixture.y_scale * np.stack(draws)
         return result[0] if num_samples is None else result
 
-    def log_likelihood(self, X: Any, y: Any) -> Floats:
+    def log_likelihood(self, X: Any, y: Any, *, offset: Any = None, trials: Any = None) -> Floats:
         """:returns: log p(y | x) of every row, nats, (n,)."""
-        X, y = self._validated_with(X, y)
-        return (self.mixture_.log_router(X) + self.mixture_.log_likelihoods(X, y)).logsumexp(0).numpy()
+        return self._joint(X, y, offset, trials).logsumexp(0).numpy()
 
-    def responsibilities(self, X: Any, y: Any = None) -> Floats:
+    def responsibilities(self, X: Any, y: Any = None, *, offset: Any = None, trials: Any = None) -> Floats:
         """:returns: probabilities of the experts given x, or given x and y, (n, k)."""
         if y is None:
-            return self.mixture_.log_router(self._validated(X)).exp().mT.numpy()
-        X, y = self._validated_with(X, y)
-        return (self.mixture_.log_router(X) + self.mixture_.log_likelihoods(X, y)).softmax(0).mT.numpy()
+            return self._router(X)
+        return self._joint(X, y, offset, trials).softmax(0).mT.numpy()
 
-    def _validated_with(self, X: Any, y: Any) -> tuple[Floats, Floats]:
+    def _joint(self, X: Any, y: Any, offset: Any, trials: Any) -> Tensor:
         check_is_fitted(self, "mixture_")
         X, y = validate_data(self, X, y, reset=False, dtype=np.float64, y_numeric=True)
-        return X, y.astype(np.float64)
+        return self._log_joint(X, self._target(self.mixture_.family, y, trials), row_numbers("offset", offset, len(X)))
+
+    def _target(self, family: Family, y: Any, trials: Any) -> Floats:
+        """What the family needs to know of y, (t, n)."""
+        y, trials = y.astype(np.float64), row_numbers("trials", trials, len(y))
+        if trials is not None and family.name != "binomial":
+            raise ValueError(f"trials are of no use for family={family.name!r}; give them for family='binomial'")
+        family.check(y, trials)
+        if family.name != "binomial":
+            return y[np.newaxis]
+        return np.stack([y, np.ones_like(y) if trials is None else trials])
+
+    def _local(self, x: Floats, offset: Any, trials: Any) -> tuple[Floats, Floats, Floats]:
+        """Predictors (m, k, n), dispersions (d, k, 1) and trials (n,)."""
+        given = row_numbers("trials", trials, len(x))
+        predictors = self.mixture_.predictors(x, row_numbers("offset", offset, len(x)))
+        return predictors.numpy(), self.mixture_.dispersions().numpy(), np.ones(len(x)) if given is None else given

@@ -41,7 +41,7 @@ class SavedEstimator(BaseEstimator):
             if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
                 arrays[name] = np.ascontiguousarray(value)
             else:
-                values[name] = value.tolist() if isinstance(value, np.ndarray) else value
+                values[name] = value
         header = {"format": "prob_moe.sklearn", "version": VERSION, "class": type(self).__name__}
         header |= {"options": options, "values": values}
         destination = Path(path)
@@ -69,8 +69,9 @@ class SavedEstimator(BaseEstimator):
             raise ValueError(f"path={str(path)!r} holds a {header['class']}; use {header['class']}.load")
         estimator = cls(**header["options"])
         state = arrays | header["values"]
-        if "feature_names_in_" in state:
-            state["feature_names_in_"] = np.array(state["feature_names_in_"], dtype=object)
+        for name, value in state.items():
+            if isinstance(value, dict):
+                state[name] = np.array(value["labels"], dtype=value["dtype"])
         estimator.mixture_ = _mixture(state)
         for name, value in state.items():
             if not name.startswith("mixture_."):
@@ -105,5 +106,5 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, np.ndarray):
-        return value.tolist()
+        return {"labels": value.tolist(), "dtype": str(value.dtype)}
     raise TypeError(f"{type(value).__name__} {value!r} cannot be saved as JSON")

@@ -1,5 +1,6 @@
 """From a table to the best maximum: starts, expectation maximisation, second-order finish, choice."""
 
+import math
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -12,6 +13,12 @@ from prob_moe.sklearn.em import expectation_maximisation
 from prob_moe.sklearn.newton import Finish, newton
 from prob_moe.sklearn.problem import Problem
 from prob_moe.sklearn.starts import starting_vectors
+
+#: The least scale, relative to that of one expert for the whole table.
+FLOOR = 1e-3
+
+#: The least scale of that one expert, of a standardised y.
+SMALLEST = 1e-6
 
 #: The ridge may cost so many nats.
 RIDGE_COST = 1e-4
@@ -63,6 +70,17 @@ def find_maximum(problem: Problem, restarts: int, generator: np.random.RandomSta
         float(floor_best),
         values,
     )
+
+
+@torch.no_grad()
+def one_expert_floors(problem: Problem) -> Tensor:
+    """:returns: the least logarithms of dispersions; the scale's is relative to that of one expert for the table."""
+    if not problem.family.num_dispersions:
+        return problem.floors
+    one = replace(problem, num_experts=1, floors=problem.floors.clamp(min=math.log(SMALLEST)))
+    start = one.layout.join(one.family.flat(one))
+    scale = newton(one, expectation_maximisation(one, start)).vectors[0, one.layout.dispersion_places()[0, 0]]
+    return torch.cat([(scale + math.log(FLOOR)).view(1), problem.floors[1:]])
 
 
 def _first_best(values: Tensor) -> int:

@@ -8,6 +8,9 @@ from prob_moe.sklearn.em import maximisation_step
 from prob_moe.sklearn.parameters import Parts
 from prob_moe.sklearn.problem import Problem
 
+#: Steps of the first maximisation, where it is not exact after one.
+FIRST_STEPS = 5
+
 
 def starting_vectors(problem: Problem, restarts: int, generator: np.random.RandomState) -> Tensor:
     """
@@ -18,7 +21,7 @@ def starting_vectors(problem: Problem, restarts: int, generator: np.random.Rando
     A start depends on the table and its weights; who calls takes care that neither the order of the rows, nor writing a
     row twice instead of giving it twice the weight, makes another table.
 
-    :returns: (restarts, D), after one step of expectation maximisation from the responsibilities.
+    :returns: (restarts, D), after the first maximisation from the responsibilities.
     """
     units = len(problem.unit_weights)
     responsibilities = torch.empty(restarts, problem.num_experts, units, dtype=torch.float64)
@@ -33,7 +36,10 @@ def starting_vectors(problem: Problem, restarts: int, generator: np.random.Rando
     location = flat.location.expand(restarts, problem.num_experts, -1, -1)
     dispersion = flat.dispersion.expand(restarts, problem.num_experts, -1)
     vectors = layout.join(Parts(location, dispersion, router))
-    return maximisation_step(problem, vectors, responsibilities)
+    # Where a step is no closed form, the experts have to get somewhere before they judge the rows.
+    for _ in range(FIRST_STEPS if not problem.family.has_closed_form else 1):
+        vectors = maximisation_step(problem, vectors, responsibilities)
+    return vectors
 
 
 def _random(problem: Problem, generator: np.random.RandomState) -> Tensor:
@@ -44,8 +50,9 @@ def _random(problem: Problem, generator: np.random.RandomState) -> Tensor:
 
 def _smooth(problem: Problem, generator: np.random.RandomState) -> Tensor:
     """A softmax of random linear functions of what router and experts see and of the target."""
-    columns = torch.cat([problem.columns[:, 1:], problem.target[:1].mT], 1)
-    mean = problem.per_unit(columns, 0)
+    y = problem.target[0]
+    y = (y - y.mean()) / y.std().clamp(min=1e-300)
+    mean = problem.per_unit(torch.cat([problem.columns[:, 1:], y.unsqueeze(-1)], 1), 0)
     seen = torch.cat([problem.router_columns, mean], 1)
     slopes = torch.from_numpy(generator.standard_normal((problem.num_experts, seen.shape[1])))
     return (slopes @ seen.mT * generator.uniform(0.5, 5)).softmax(0)
@@ -62,11 +69,9 @@ def _sharp(problem: Problem, generator: np.random.RandomState) -> Tensor:
     member = torch.zeros(units, dtype=torch.float64)
     member[chosen] = 1.0
     rows = member if problem.units is None else member[problem.units]
-    if generator.uniform() < 0.75:
-        distance = problem.family.distance_to_fit(problem, rows)
-    else:
-        centre = problem.columns[rows > 0]
-        distance = torch.cdist(problem.columns, centre).amin(1)
+    distance = problem.family.distance_to_fit(problem, rows) if generator.uniform() < 0.75 else None
+    if distance is None:
+        distance = torch.cdist(problem.columns, problem.columns[rows > 0]).amin(1)
     distance = problem.per_unit(distance)
     member[distance.argsort(stable=True)[:count]] = 1.0
     rest = _random(problem, generator)

@@ -1,6 +1,7 @@
 """A fitted mixture as a table in words and numbers."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator
@@ -35,9 +36,10 @@ class SummarisedEstimator(BaseEstimator):
         ]
         for j in range(self.mixture_.num_experts):
             lines += ["", f"expert {j}, share {self.shares_[j]:.4f}{self._spread(j, errors)}"]
-            values = np.concatenate([[self.intercept_[j]], self.coef_[j]])
-            spread = np.concatenate([[errors["intercept"][j]], errors["coef"][j]])
-            lines += rows(["intercept", *names], values, spread)
+            for label, place in self._predictors(j):
+                values = np.append(self.intercept_[place], self.coef_[place])
+                spread = np.append(errors["intercept"][place], errors["coef"][place])
+                lines += [*label, *rows(["intercept", *names], values, spread)]
         for j in range(1, self.mixture_.num_experts):
             lines += ["", f"router: logarithm of the odds of expert {j} against expert 0"]
             values = np.concatenate([[self.router_intercept_[j]], self.router_coef_[j]])
@@ -46,7 +48,15 @@ class SummarisedEstimator(BaseEstimator):
         return Summary("\n".join(lines))
 
     def _spread(self, j: int, errors: dict[str, Floats]) -> str:
-        return f", scale {self.scale_[j]:.5g} (s.e. {errors['scale'][j]:.3g})"
+        names = [name for name in ("scale", "degrees_of_freedom") if name in errors]
+        values = [getattr(self, name + "_")[j] for name in names]
+        return "".join(
+            f", {name.replace('_', ' ')} {value:.5g} (s.e. {errors[name][j]:.3g})" for name, value in zip(names, values)
+        )
+
+    def _predictors(self, j: int) -> list[tuple[list[str], Any]]:
+        """The expert's linear predictors: a line above each, and its place in the attributes."""
+        return [([], j)]
 
     def _names(self, places: Sequence[int]) -> list[str]:
         names = getattr(self, "feature_names_in_", None)

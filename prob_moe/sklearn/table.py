@@ -56,3 +56,20 @@ def distinct_rows(columns: Floats, weights: Floats) -> tuple[Floats, Floats]:
     # Zero has two signs, which are one value.
     distinct, place = np.unique(columns[kept] + 0.0, axis=0, return_inverse=True)
     return distinct, np.bincount(place.ravel(), weights[kept], len(distinct)).astype(np.float64)
+
+
+def distinct_units(
+    columns: Floats, weights: Floats, units: npt.NDArray[np.int64]
+) -> tuple[Floats, Floats, npt.NDArray[np.int64]]:
+    """
+    The same for rows in units, which stay apart: units in an order that depends on their rows alone.
+
+    :param units: of every row, (n,).
+    :returns: rows, weights and units, which are numbered from 0.
+    """
+    both, weights = distinct_rows(np.column_stack([units, columns]), weights)
+    names, units = np.unique(both[:, 0], return_inverse=True)
+    blocks = [np.column_stack([both[units == unit, 1:], weights[units == unit]]) for unit in range(len(names))]
+    blocks.sort(key=lambda block: block.tolist())
+    rows = np.concatenate(blocks)
+    return rows[:, :-1], rows[:, -1], np.repeat(np.arange(len(blocks)), [len(block) for block in blocks])

@@ -45,5 +45,6 @@ def problem_of(x: np.ndarray, y: np.ndarray, num_experts: int, *, units: bool = 
         half if units else frequencies,
         torch.arange(n) // 2 if units else None,
         torch.tensor([-7.0], dtype=torch.float64),
+        torch.tensor([torch.inf], dtype=torch.float64),
         **options,
     )
