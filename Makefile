@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo study test coverage test-hard test-python wheel docs bench bench-likelihood notebooks format clean
+.PHONY: demo study test coverage test-hard test-python wheel docs browser bench bench-likelihood notebooks format clean
 
 demo: $(READY)  ## Train mixtures on lines with the main estimators; tables and pictures in results/study.
 	$(BIN)/python -m inference study --overwrite
@@ -68,6 +68,9 @@ wheel: $(READY)  ## Build the wheel, install it into an empty environment, run t
 docs: $(READY)  ## The documentation as web pages in results/docs; a warning or a broken link is an error.
 	$(BIN)/python -m sphinx -b html --quiet --fresh-env --fail-on-warning --nitpicky -d .venv/doctrees notebooks results/docs
 	$(BIN)/python -m tests.docs.links results/docs
+
+browser: docs  ## The pages, and that of a run, in chromium (apt-get install chromium).
+	$(ONE) PROB_MOE_SITE=results/docs $(BIN)/python -m pytest -n 0 -m "" tests/docs/test_browser.py
 
 bench: $(READY)  ## Speed as ratios to named peers, measured in one run.
 	$(BIN)/python -m pytest tests/benchmarks -o python_files='bench_*.py' --benchmark-only --benchmark-columns=min,rounds --benchmark-warmup=on

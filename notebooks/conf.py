@@ -35,6 +35,7 @@ nitpick_ignore_regex = [
 html_theme = "furo"
 html_title = f"prob_moe {release}"
 html_copy_source = False
+html_show_search_summary = False  # a browser reads no texts from files
 html_show_copyright = False
 # One file that holds MathJax whole and draws formulas as pictures: neither fonts nor anything else to be fetched.
 _mathjax = Path(find_spec("sphinx-mathjax-offline").submodule_search_locations[0], "static", "mathjax")
