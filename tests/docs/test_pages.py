@@ -40,6 +40,8 @@ def test_every_page_is_in_a_table_of_contents() -> None:
 
 
 def test_every_formula_names_tests_that_exist() -> None:
+    """Who renames or moves a test names it anew on the pages of notebooks/proofs."""
+    missing = []
     for page in sorted((NOTEBOOKS / "proofs").glob("*.md")):
         sections = re.split(r"^## ", page.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
         for section in sections:
@@ -51,5 +53,8 @@ def test_every_formula_names_tests_that_exist() -> None:
             named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", tests)
             assert named, f"{title} names no test that holds it"
             for file, test in named:
-                functions = (NOTEBOOKS.parent / file).read_text(encoding="utf-8")
-                assert f"\ndef {test}(" in functions, f"{title}: {file} has no {test}"
+                path = NOTEBOOKS.parent / file
+                functions = path.read_text(encoding="utf-8") if path.is_file() else ""
+                if f"\ndef {test}(" not in functions:
+                    missing.append(f"{title}: {file} has no {test}")
+    assert not missing
