@@ -28,8 +28,8 @@ autodoc_typehints = "signature"
 nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(?!prob_moe)[a-z_]+\..*|Distribution|ScoreParts"),
-    # In signatures: what the public names are made of.
-    ("py:class", r"prob_moe\..*\.(AnyDraw|AssignmentConstraint|RoutingProblem|Site|Size|Summary|Visit)"),
+    # In signatures: classes that a room keeps for itself.
+    ("py:class", r"prob_moe\.\w+\.\w+\..*"),
 ]
 
 html_theme = "furo"

@@ -126,7 +126,7 @@ class SparsityConstrainedTransport(RoutingRule):
         )
 
     def gates(self, logits: Tensor, choices: Tensor) -> tuple[Tensor, None]:
-        """Of ``gate="softmax"``: those of a plan follow from the whole batch, see :meth:`replay`."""
+        """Of ``gate="softmax"``: those of a plan follow from the whole batch, see :meth:`~RoutingRule.replay`."""
         return logits.softmax(-1).mT.gather(-2, choices), None
 
     def replay(self, routing: Routing, logits: Tensor, mask: Tensor | None, assignment: Tensor) -> Routing:
