@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from tests.docs.looks import PATIENCE
+
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 #: as in the Makefile
 STRICT = ["-b", "html", "--quiet", "--fresh-env", "--fail-on-warning", "--nitpicky"]
@@ -49,6 +51,6 @@ def browser() -> Iterator[Any]:
     if executable is None:
         pytest.skip("no chromium here: apt-get install chromium")
     with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=executable, headless=True, args=FLAGS)
+        chromium = driver.chromium.launch(executable_path=executable, headless=True, args=FLAGS, timeout=PATIENCE)
         yield chromium
         chromium.close()

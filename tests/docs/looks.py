@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any
 
 PHONE = {"width": 360, "height": 740}
+#: milliseconds; a machine that is busy with other things is no broken page
+PATIENCE = 600_000
 #: pixels; browsers have 16 for text
 SMALLEST_TEXT = 13
 
@@ -37,6 +39,7 @@ def findings(browser: Any, page: Path, query: str = "") -> list[str]:
     """
     found: list[str] = []
     with browser.new_context(viewport=PHONE) as context:
+        context.set_default_timeout(PATIENCE)
         tab = context.new_page()
         tab.on("console", lambda said: said.type in ("error", "warning") and found.append(f"console: {said.text}"))
         tab.on("pageerror", lambda error: found.append(f"exception: {error}"))

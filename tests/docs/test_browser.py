@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from inference.cli import app
-from tests.docs.looks import findings
+from tests.docs.looks import PATIENCE, findings
 
 pytestmark = pytest.mark.slow
 
@@ -22,6 +22,7 @@ def test_every_page(site: Path, browser: Any) -> None:
 def test_search_finds_a_page(site: Path, browser: Any) -> None:
     assert findings(browser, site / "search.html", "?q=capacity") == []
     tab = browser.new_page()
+    tab.set_default_timeout(PATIENCE)
     tab.goto((site / "search.html").as_uri() + "?q=exchange")
     tab.wait_for_selector("ul.search a")
     assert tab.locator("ul.search a[href*=gumbel_matching]").count() > 0
@@ -31,6 +32,7 @@ def test_search_finds_a_page(site: Path, browser: Any) -> None:
 def test_formulas_and_pictures_are_there(site: Path, browser: Any) -> None:
     """What the other test takes to be right is not right because nothing is there."""
     tab = browser.new_page()
+    tab.set_default_timeout(PATIENCE)
     tab.goto((site / "proofs" / "gumbel_matching.html").as_uri())
     tab.wait_for_selector("mjx-container svg")
     assert tab.locator("mjx-container svg").count() > 50
