@@ -22,14 +22,13 @@ study: $(READY)  ## The comparison of everything; results/study, results/pieces,
 	$(LANGUAGE) --num-layers 2 --assignment dependent-rounding --out results/language/dependent-rounding
 
 # The quick ones; make test-hard executes all of them.
-NOTEBOOKS := notebooks/01_routing_as_random_variables.ipynb notebooks/02_likelihoods_and_gradients.ipynb \
-	notebooks/03_your_own_assignment_distribution.ipynb
+NOTEBOOKS := notebooks/01_routing_as_random_variables.ipynb notebooks/02_likelihoods_and_gradients.ipynb
 
 test: $(READY)  ## Lint, types, tests with doctests, and notebooks; of tests and notebooks not the slow ones.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --nbmake prob_moe models inference tests $(NOTEBOOKS)
+	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --nbmake $(NOTEBOOKS) prob_moe models inference tests
 
 coverage: $(READY)  ## All tests once more, with the lines of the library that none of them reaches: half as slow again.
 	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "" --cov=prob_moe --cov-report=term-missing:skip-covered --cov-fail-under=95

@@ -39,6 +39,7 @@ def no_guide(*args: object, **kwargs: object) -> None:
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("assignment", PROCEDURES)
 def test_gradients_of_all_parameters_are_unbiased(assignment: type[AssignmentDistribution]) -> None:
     """Router and experts, through dispatch, experts, combine, likelihood and estimator."""

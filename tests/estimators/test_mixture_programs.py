@@ -205,6 +205,7 @@ def test_without_the_score_of_the_layer_before_the_same_check_fails() -> None:
     torch.testing.assert_close(found[2], exact[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("elbo", [TraceMixture_ELBO, TraceRouting_ELBO])
 @pytest.mark.parametrize("baseline", [None, "decaying", pytest.param("leave-one-out", marks=pytest.mark.slow)])
 def test_stacked_mixtures(elbo: type, baseline: str | None) -> None:

@@ -115,6 +115,7 @@ def report_of_coupled(elbo: pyro.infer.ELBO, baseline: Baseline | None) -> Gradi
     )
 
 
+@pytest.mark.slow
 def test_a_likelihood_that_couples_datapoints() -> None:
     plain = report_of_coupled(TraceBalanced_ELBO(num_particles=2), None)
     for baseline in (DecayingAverage(), LeaveOneOut()):

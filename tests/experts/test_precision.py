@@ -54,6 +54,7 @@ def test_autocast(capacity, monkeypatch):
 
 
 # The compiler itself uses what torch has deprecated: torch.jit, instances of an autograd.Function.
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_compiles_to_one_graph():

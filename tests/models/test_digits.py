@@ -51,6 +51,7 @@ def gradients_off(model: torch.nn.Module, x: Tensor, y: Tensor, elbo: TraceRouti
     return standard_errors_off(torch.stack(draws), exact)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("assignment", "num_layers"), [(GumbelMatching, 1), (DependentRounding, 1), (CapacitySkip, 2), (GumbelMatching, 2)]
 )

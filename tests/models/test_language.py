@@ -117,6 +117,7 @@ def report(model: LanguageModel, x: Tensor, y: Tensor, elbo: pyro.infer.ELBO) ->
     return gradient_report(model, None, elbo, x, y, exact=exact, parameters=parameters, num_samples=400)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("assignment", [GumbelMatching, IndependentRouting])
 def test_balanced_gradients_against_enumeration(assignment: type) -> None:
     model, x, y = tiny(assignment)
@@ -129,6 +130,7 @@ def no_guide(x: Tensor, y: Tensor) -> None:
     pass
 
 
+@pytest.mark.slow
 def test_the_surrogate_is_biased_where_attention_follows_and_only_there() -> None:
     """With independent routing the balanced objective is the router objective, of interacting bytes."""
     for num_blocks, unbiased in ((2, False), (1, True)):
@@ -138,6 +140,7 @@ def test_the_surrogate_is_biased_where_attention_follows_and_only_there() -> Non
         assert gradients.unbiased == unbiased, gradients
 
 
+@pytest.mark.slow
 def test_scores_of_sequences_meet_their_own_costs() -> None:
     """The router's gradient of one sequence is as noisy in a large batch as alone."""
     model, x, y = tiny(GumbelMatching)

@@ -117,6 +117,7 @@ def layers() -> list[str]:
     return ["workqueue", *(["omp"] if sys.platform.startswith("linux") else [])]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("layer", layers())
 def test_a_loader_worker_draws_batches(layer):

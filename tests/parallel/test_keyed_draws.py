@@ -17,7 +17,6 @@ from prob_moe.distributions import (
 from prob_moe.distributions.keyed_draws import seed_of
 from prob_moe.experts import BatchedExperts
 from prob_moe.layer import ExpertLayer, record_routing
-from prob_moe.layer.rule_parts import chosen_experts
 from prob_moe.rules import GumbelSoftmax, SigmaMoE, SparseMixer
 from tests.parallel import cases
 
@@ -39,7 +38,7 @@ RULES = {
 
 def value(name, logits, *, step=0, micro_step=0, site="layer", seed=0, process=0):
     with KeyedDraws(seed, process=process).step(step, micro_step), draws_at(site, len(logits)):
-        return LAWS[name](logits).sample() if name in LAWS else chosen_experts(RULES[name]()(logits))
+        return LAWS[name](logits).sample() if name in LAWS else RULES[name]()(logits).chosen
 
 
 @pytest.fixture

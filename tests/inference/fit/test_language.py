@@ -93,6 +93,7 @@ def test_command_writes_text_and_pictures(tmp_path: Path) -> None:
         assert (tmp_path / picture).stat().st_size > 10_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "missing", "surrogate"),
     [

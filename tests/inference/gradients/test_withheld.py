@@ -54,6 +54,7 @@ def test_the_tables_say_withheld_in_the_place_of_a_number(frame: pd.DataFrame) -
     assert cells[2] == ""
 
 
+@pytest.mark.slow
 def test_the_command_writes_the_law(tmp_path: Path) -> None:
     grid = ["--n", "3", "--k", "3", "--capacity-factor", "1", "--sharpness", "1", "--imbalance", "1"]
     arguments = ["gradients", *grid, "--num-samples", "100", "--json", "--out", str(tmp_path)]

@@ -61,6 +61,7 @@ def test_commands_that_share_a_folder_do_not_refuse_each_other(tmp_path: Path) -
         assert result.exit_code == 0, result.output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("named", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_show_keeps_an_earlier_report(named: bool, tmp_path: Path) -> None:
     run, report = tmp_path / "run", tmp_path / "page.html"
