@@ -67,6 +67,12 @@ def _public(base):
     return [public for parent in base.__bases__ for public in _public(parent)]
 
 
+def _skip_requests(app, what, name, obj, skip, options):
+    """scikit-learn's ``set_fit_request`` and the like, which it documents itself."""
+    return True if re.fullmatch(r"set_\w+_request", name) else None
+
+
 def setup(app):
+    app.connect("autodoc-skip-member", _skip_requests)
     app.connect("autodoc-process-docstring", _escape_shapes)
     app.connect("autodoc-process-bases", _public_bases)
