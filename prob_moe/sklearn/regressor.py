@@ -41,6 +41,9 @@ class MixtureRegressor(RegressorMixin, MixtureEstimator):
     a :class:`FloorWarning`. A ridge on the standardised coefficients that costs at most 1e-4 nat makes the answer
     unique where there are more columns than rows, or where columns depend on each other.
 
+    Where the numbers of a table are rounded and the router is constant, lines through a few rows can be sharp maxima,
+    many of them; then another ``random_state`` finds another one, and more ``restarts`` a better one.
+
     :param num_experts: k.
     :param family: the law of y given an expert: "gaussian", "student", "poisson", "binomial" or "gamma".
     :param experts: "linear".

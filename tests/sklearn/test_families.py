@@ -66,9 +66,8 @@ def test_one_expert_is_a_generalised_linear_model(family: str) -> None:
     np.testing.assert_allclose(ours.predict(x, offset=offset, **extra), theirs.fittedvalues * extra.get("trials", 1))
 
 
-@pytest.mark.parametrize(
-    "family", [pytest.param(family, marks=[] if family == "binomial" else pytest.mark.slow) for family in REGRESSIONS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("family", REGRESSIONS)
 def test_a_mixture_of_two_is_better_than_one_and_draws_its_law(family: str) -> None:
     x, y, extra = drawn(family)
     ours = MixtureRegressor(2, family=family, router="constant", restarts=6, random_state=0).fit(x, y, **extra)
