@@ -8,10 +8,13 @@ READY := .venv/.ready
 demo: $(READY)  ## Train mixtures on lines with the main estimators; tables and pictures in results/study.
 	$(BIN)/python -m inference study --overwrite
 
-# All numbers of the README's comparisons: some 150 minutes of processor time, or 10 with GRID=reduced.
+# All numbers of the README's comparisons: some 170 minutes of processor time, or 12 with GRID=reduced.
 GRID ?= full
 PIECES = $(BIN)/python -m inference study --overwrite --grid pieces $(if $(filter reduced,$(GRID)),--num-seeds 8 --num-steps 300)
 LANGUAGE = $(BIN)/python -m inference fit language --overwrite $(if $(filter reduced,$(GRID)),--num-seeds 2 --num-epochs 1,--num-seeds 5)
+
+HIDDEN = $(BIN)/python -m inference fit language --overwrite --experts-in last --num-experts 8 --hidden-features 128 --router hidden \
+	$(if $(filter reduced,$(GRID)),--num-seeds 2 --num-epochs 1,--num-seeds 4 --num-epochs 6)
 
 study: $(READY)  ## The comparison of everything; results/study, results/pieces, results/language.
 	$(BIN)/python -m inference study --overwrite --grid $(GRID)
@@ -20,6 +23,10 @@ study: $(READY)  ## The comparison of everything; results/study, results/pieces,
 	$(LANGUAGE) --num-layers 2 --assignment gumbel-matching --estimator balanced --out results/language/balanced
 	$(LANGUAGE) --num-layers 2 --assignment skip --out results/language/skip
 	$(LANGUAGE) --num-layers 2 --assignment dependent-rounding --out results/language/dependent-rounding
+	$(HIDDEN) --estimator mixture --num-selected 2 --capacity-factor 1 --out results/language/hidden/bound
+	$(HIDDEN) --assignment top-2-gates --capacity-factor 2.5 --load-balancing 0.01 --out results/language/hidden/top-2-gates
+	$(HIDDEN) --assignment switch --load-balancing 0.01 --out results/language/hidden/switch
+	$(BIN)/python -m inference compare $(addprefix results/language/hidden/,bound top-2-gates switch)
 
 # The quick ones; make test-hard executes all of them.
 NOTEBOOKS := notebooks/01_routing_as_random_variables.ipynb notebooks/02_likelihoods_and_gradients.ipynb

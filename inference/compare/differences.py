@@ -72,7 +72,9 @@ def compare_runs(paths: Sequence[Path], metric: str | None, part: Part) -> pd.Da
                 raise ValueError(f"{paths[0]} and {path} have no seed in common: nothing to pair")
             row |= _described(difference, "first_minus_this_")
         rows.append(row)
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    # The first run has no difference, and pandas no missing int otherwise.
+    return table.astype({"first_minus_this_seeds": "Int64"})
 
 
 def _described(values: pd.Series, prefix: str) -> dict[str, float]:
