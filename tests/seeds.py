@@ -42,7 +42,7 @@ def install() -> None:
     for name in ("seed", "default_rng", "SeedSequence"):
         setattr(np.random, name, _shifted(getattr(np.random, name), f"np.random.{name}"))
     if SHIFT:
-        torch.Generator = _Generator
+        torch.Generator = _Generator  # type: ignore[misc]
 
 
 def _called_by_us() -> bool:
@@ -79,7 +79,7 @@ def _refused(function: Callable, name: str) -> Callable:
     return unseeded
 
 
-class _GeneratorType(type(torch.Generator)):
+class _GeneratorType(type(torch.Generator)):  # type: ignore[misc]
     def __instancecheck__(cls, instance: object) -> bool:
         """Those that torch makes itself are generators too."""
         return isinstance(instance, TorchGenerator)

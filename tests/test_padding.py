@@ -133,7 +133,7 @@ def test_a_baseline_by_hand_may_have_junk_in_padding(kind: str) -> None:
     for junk in (0.0, torch.nan):
         inputs = torch.where(mask.unsqueeze(-1), torch.tensor([0.3, -0.4]), junk)
         logits = torch.zeros(5, 2, requires_grad=True)
-        baseline = {"baseline_value": inputs[:, 0]}
+        baseline: dict[str, object] = {"baseline_value": inputs[:, 0]}
         if kind == "network":
             baseline = {"nn_baseline": network, "nn_baseline_input": inputs}
 

@@ -17,7 +17,7 @@ from rich.table import Table
 
 def pytest_terminal_summary(config: pytest.Config) -> None:
     session = getattr(config, "_benchmarksession", None)
-    groups = defaultdict(dict)
+    groups: dict[str, dict] = defaultdict(dict)
     bars, references = {}, {}
     for bench in getattr(session, "benchmarks", []):
         side = bench.extra_info.get("side")

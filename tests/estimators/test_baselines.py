@@ -219,13 +219,13 @@ def test_what_a_site_remembers() -> None:
 def test_refusals(given: object, message: str) -> None:
     present = torch.ones(1, 4, dtype=torch.bool)
     with pytest.raises(ValueError, match=message):
-        SiteBaselines()("z", given, torch.zeros(1, 4), torch.ones(1, 4), present)  # type: ignore[arg-type]
+        SiteBaselines()("z", given, torch.zeros(1, 4), torch.ones(1, 4), present)
 
 
 def test_refusals_of_construction() -> None:
     with pytest.raises(ValueError, match=r"decay must be in \[0, 1\), got 1.0"):
         DecayingAverage(1.0)
     with pytest.raises(ValueError, match="per must be 'datapoint' or 'group', got 'batch'"):
-        Predicted(torch.zeros(()), per="batch")  # type: ignore[arg-type]
+        Predicted(torch.zeros(()), per="batch")
     with pytest.raises(ValueError, match="must come last in a Sum"):
         Sum(LeaveOneOut(), DecayingAverage())

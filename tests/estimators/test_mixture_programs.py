@@ -77,7 +77,7 @@ def exact_with_proposal(p_logits: Tensor, f: Tensor, guide: OwnChoices) -> tuple
 def test_a_guide_proposes_and_learns_by_wake_phi(law: type[OwnChoices], options: dict) -> None:
     p_logits, q_logits, f = leaves = leaves_of((N, K), (N, K), (N, K))
     held = Held(law, **options)
-    model, guide = proposal(*leaves, held)
+    model, guide = proposal(*leaves, held)  # type: ignore[call-arg]
     support = law(q_logits, num_selected=M, **options).enumerate_support()
     draws = (([(held, z)], ["z"]) for z in support)
     value, p_gradient, q_gradient, f_gradient = expectation(TraceMixture_ELBO(), model, guide, leaves, draws)
@@ -187,7 +187,7 @@ def test_a_layer_before_enters_as_in_the_router_objective(
 ) -> None:
     leaves = leaves_of((N, 2), (2, N, K), (2, N, K))
     one, several = Held(law, **options), Held(IndependentRouting, num_selected=M)
-    model = two_layers(*leaves, one, several, baseline=baseline)
+    model = two_layers(*leaves, one, several, baseline=baseline)  # type: ignore[call-arg]
     found = expectation(TraceMixture_ELBO(), model, None, leaves, draws_of_two_layers(leaves, one, several))
     exact = exact_of_two_layers(*leaves)
     torch.testing.assert_close(found[0], exact.detach())
@@ -198,7 +198,7 @@ def test_a_layer_before_enters_as_in_the_router_objective(
 def test_without_the_score_of_the_layer_before_the_same_check_fails() -> None:
     leaves = leaves_of((N, 2), (2, N, K), (2, N, K))
     one, several = Held(IndependentRouting), Held(IndependentRouting, num_selected=M)
-    blind = two_layers(leaves[0].detach(), *leaves[1:], one, several)
+    blind = two_layers(leaves[0].detach(), *leaves[1:], one, several)  # type: ignore[call-arg]
     found = expectation(TraceMixture_ELBO(), blind, None, leaves, draws_of_two_layers(leaves, one, several))
     exact = torch.autograd.grad(exact_of_two_layers(*leaves), leaves)
     assert (found[1] - exact[0]).abs().max() > 1e-2

@@ -49,4 +49,4 @@ def test_the_mixture_takes_a_stack_of_seeds() -> None:
 @pytest.mark.parametrize("num_regimes", [0, -1, 2.0, True])
 def test_the_number_of_regimes_is_a_positive_int(num_regimes: object) -> None:
     with pytest.raises(ValueError, match=f"num_regimes must be a positive int, but is {num_regimes!r}"):
-        regimes_data(num_regimes)  # type: ignore[arg-type]
+        regimes_data(num_regimes)

@@ -79,7 +79,7 @@ def exact_balanced_objective(model: StackedMixture, x: Tensor, y: Tensor) -> Ten
         present = z1 >= 0
         hidden = model.experts.dense(x)[torch.arange(len(x)), z1.clamp(min=0)]
         factor = model.second.capacity_factor
-        second = model.second.assignment(model.second.router(hidden)[present], capacity_factor=factor)
+        second = model.second.assignment(model.second.router(hidden)[present], capacity_factor=factor)  # type: ignore[misc]
         f = model.second.log_likelihoods(hidden, y)[present]
         for z2 in second.enumerate_support():
             reward = (f.gather(-1, z2.clamp(min=0).unsqueeze(-1)).squeeze(-1) * (z2 >= 0)).sum()

@@ -126,4 +126,4 @@ def test_batches_of_odds_and_of_sets() -> None:
 @pytest.mark.parametrize("wrong", [0, 5, True, 1.0])
 def test_a_wrong_number_is_named(wrong: object) -> None:
     with pytest.raises(ValueError, match=r"num_selected must be an int from 1 to k = 4"):
-        sample_conditional_poisson(torch.zeros(4), wrong)  # type: ignore[arg-type]
+        sample_conditional_poisson(torch.zeros(4), wrong)

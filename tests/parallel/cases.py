@@ -295,7 +295,7 @@ def infer(elbo: Any, options: dict[str, Any], mesh: Any = None, *, vectorized: b
             mixture(x, y, mask)
 
     loss_of_elbo = elbo(num_particles=2, vectorize_particles=vectorized, max_plate_nesting=2)
-    seen = {}
+    seen: dict[str, Any] = {}
     optimizer = torch.optim.Adam(mixture.parameters(), lr=0.05)
     for step in range(2):
         x, y = batch(step, 0)

@@ -131,7 +131,7 @@ def errors(rank: int) -> dict[str, str]:
         "shapes of experts": lambda: layer(hidden=4 + rank),
         "seeds of experts": lambda: layer(seed=rank),
         "seeds of the router": router_apart,
-        "one module": lambda: ParallelExperts(ModuleExperts(nn.Linear(3, 3), 4), mesh),  # type: ignore[arg-type]
+        "one module": lambda: ParallelExperts(ModuleExperts(nn.Linear(3, 3), 4), mesh),
         "sets of experts": lambda: ParallelExperts(BatchedExperts(4, 3, 4, 3, batch_shape=(2,)), mesh),
         "shared parameters": lambda: ParallelExperts(BatchedExperts(4, 3, 4, 3, activation=nn.PReLU()), mesh),
         "rule": lambda: layer(rule=SMEAR, capacity_factor=None),

@@ -159,4 +159,4 @@ def test_bad_arguments() -> None:
     with pytest.raises(ValueError, match="num_experts must be at least 3, got 2"):
         check_rule(Switch, num_experts=2)
     with pytest.raises(ValueError, match="make must return a RoutingRule, got Linear"):
-        check_rule(lambda: torch.nn.Linear(2, 2))  # type: ignore[arg-type,return-value]
+        check_rule(lambda: torch.nn.Linear(2, 2))  # type: ignore[return-value]

@@ -286,7 +286,7 @@ class WeighsPairsOfChoices(CapacitySkip):
     def __init__(self, logits: Tensor, **kwargs: Any) -> None:
         super().__init__(logits, num_selected=min(2, logits.shape[-1]), **kwargs)
 
-    def _pair_log_overflow(self, value: Tensor) -> float:
+    def _pair_log_overflow(self, value: Tensor) -> Any:
         return 0.0
 
 
@@ -328,7 +328,7 @@ def _drawn_outside_torch(self: IndependentRouting, sample_shape: torch.Size = to
 
 
 # Put in its place after the class is made, where the base no longer sees it.
-FreezesInTraces.sample = _drawn_outside_torch  # type: ignore[method-assign]
+FreezesInTraces.sample = _drawn_outside_torch
 
 
 class TakesAnyCapacity(CapacitySkip):

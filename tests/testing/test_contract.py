@@ -161,4 +161,4 @@ def test_bad_arguments(options: dict, message: str) -> None:
 
 def test_something_else_than_an_assignment_distribution_is_refused() -> None:
     with pytest.raises(ValueError, match="must return an AssignmentDistribution, got Categorical"):
-        check_assignment_distribution(lambda logits, capacity: torch.distributions.Categorical(logits=logits))
+        check_assignment_distribution(lambda logits, capacity: torch.distributions.Categorical(logits=logits))  # type: ignore[return-value]

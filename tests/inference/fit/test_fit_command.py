@@ -60,7 +60,7 @@ def test_every_kind_of_option_trains(assignment: str, estimator: str, baseline: 
     particles = 2 if baseline == "leave-one-out" else 1
     task = Digits()
     options = FitOptions(2, 500, 1e-2, model, estimator, num_particles=particles, sample=True)
-    seen = []
+    seen: list = []
     result = run_fit(task, options, seed=0, advance=seen.append)
     # Three batches an epoch, the last of them smaller.
     assert len(seen) == 6

@@ -45,7 +45,7 @@ def test_the_tables_say_withheld_in_the_place_of_a_number(frame: pd.DataFrame) -
     assert "0.5" in set(router.columns[-1].cells)
     console = Console(width=80, file=io.StringIO())
     console.print(router)
-    text = console.file.getvalue()  # type: ignore[attr-defined]
+    text = console.file.getvalue()
     assert "…" not in text
     assert {"ratio", "k"} <= set(text.split())
     (column,) = [column for column in settings_table(frame).columns if column.header == WITHHELD]
@@ -79,7 +79,7 @@ def test_show_tells_the_law(kind: type[AssignmentDistribution], capacity: int, l
 
 def test_an_estimator_without_a_law_is_not_withheld_for_it() -> None:
     class Lawless(GumbelMatching):
-        weight_pareto_k = None  # type: ignore[assignment]
+        weight_pareto_k = None
 
     estimator = routing_estimator("lawless", Lawless, "none")
     found = compare([("base", Setting(n=3, k=3))], [estimator], num_samples=100)

@@ -58,7 +58,7 @@ def test_the_kit_accepts_them(files: dict[str, str]) -> None:
         load(files[kind])
     assert "weights are unbiased" in check_assignment_distribution(REGISTRY.procedures["defensive"].make).passed
     check_rule(REGISTRY.rules["ungated"].make)
-    assert check_baseline(REGISTRY.baselines["guess"].build(0)) == ["router", "balanced"]  # type: ignore[arg-type]
+    assert check_baseline(REGISTRY.baselines["guess"].build(0)) == ["router", "balanced"]
 
 
 def test_fit_trains_the_task_with_the_others(files: dict[str, str], tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ EVERY = pytest.mark.parametrize("arm", ARMS.values(), ids=lambda arm: arm.name)
 
 def problem(arm: Arm, **options: float) -> Problem:
     settings = {"learning_rate": 0.1, "load_balancing": 0.0, "num_seeds": 10} | options
-    return toy_problem(ToyRun(arm.name, **settings))  # type: ignore[arg-type]
+    return toy_problem(ToyRun(arm.name, **settings))
 
 
 @pytest.fixture

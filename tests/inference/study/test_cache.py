@@ -65,4 +65,4 @@ def test_a_write_that_fails_leaves_the_old_record(tmp_path: Path) -> None:
 )
 def test_settings_are_checked(change: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        replace(RUN, **change)  # type: ignore[arg-type]
+        replace(RUN, **change)

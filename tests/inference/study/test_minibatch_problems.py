@@ -84,4 +84,4 @@ def test_the_error_of_a_table_is_that_of_the_mean() -> None:
 )
 def test_bad_settings_are_named(make: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        make()  # type: ignore[operator]
+        make()
