@@ -8,10 +8,10 @@ experts.
 
 import numpy as np
 
-from prob_moe.numerics._compiled import batch_kernel, kernel
+from prob_moe.numerics._compiled import kernel
 from prob_moe.numerics.assignment._augment import _shortest_path, place_free_slots
 from prob_moe.numerics.assignment._distances import exchanges
-from prob_moe.numerics.assignment._solver import INFEASIBLE, NOT_A_NUMBER, OPTIMAL, TOO_MANY, _invalid, _present_rows
+from prob_moe.numerics.assignment._solver import INFEASIBLE, OPTIMAL, present_rows, status_before
 
 SAMPLE, SWEEPS = 16, 8  # rows per expert on which the first prices are found, and how often
 
@@ -205,12 +205,11 @@ def solve_several(
     """As ``solve_one`` for m experts per row; ``assignment`` (m, n) ascends within a row."""
     n, k = scores.shape
     picks = assignment.shape[0]
-    rows = _present_rows(mask, n)
+    rows = present_rows(mask, n)
     assignment[:] = -1
-    if _invalid(scores, rows):
-        return NOT_A_NUMBER
-    if rows.size * picks > slots.sum():
-        return TOO_MANY
+    status = status_before(scores, rows, picks, slots)
+    if status != OPTIMAL:
+        return status
     hold = np.zeros((n, k), np.bool_)
     edges, movers = np.empty((k + 1, k + 1)), np.empty((k + 1, k + 1), np.int64)
     if rows.size > 0:
@@ -233,20 +232,3 @@ def solve_several(
                 loads[j] += 1
     exchanges(edges, loads, slots, costs, distances, prices)
     return OPTIMAL
-
-
-@batch_kernel
-def solve_many_several(
-    scores: np.ndarray,
-    mask: np.ndarray,
-    slots: np.ndarray,
-    assignment: np.ndarray,
-    costs: np.ndarray,
-    distances: np.ndarray,
-    prices: np.ndarray,
-    status: np.ndarray,
-) -> None:
-    """``solve_several`` for every problem of a batch (b, n, k), with slots (b, k)."""
-    for p in range(scores.shape[0]):
-        present = mask[p] if mask.shape[0] > 0 else np.empty(0, np.bool_)
-        status[p] = solve_several(scores[p], present, slots[p], assignment[p], costs[p], distances[p], prices[p])

@@ -1,8 +1,8 @@
-"""One assignment problem from scores to optimum, and batches of them in parallel."""
+"""One assignment problem from scores to optimum, with one expert per row."""
 
 import numpy as np
 
-from prob_moe.numerics._compiled import batch_kernel, kernel
+from prob_moe.numerics._compiled import kernel
 from prob_moe.numerics.assignment._augment import augment, build_exchange
 from prob_moe.numerics.assignment._distances import exchanges
 from prob_moe.numerics.assignment._start import start
@@ -11,7 +11,7 @@ OPTIMAL, NOT_A_NUMBER, TOO_MANY, INFEASIBLE = 0, 1, 2, 3
 
 
 @kernel
-def _present_rows(mask: np.ndarray, n: int) -> np.ndarray:
+def present_rows(mask: np.ndarray, n: int) -> np.ndarray:
     rows = np.empty(n, np.int64)
     count = 0
     for i in range(n):
@@ -22,13 +22,15 @@ def _present_rows(mask: np.ndarray, n: int) -> np.ndarray:
 
 
 @kernel
-def _invalid(scores: np.ndarray, rows: np.ndarray) -> bool:
-    """Whether NaN or +inf occurs in ``rows``; both fail the comparison below."""
+def status_before(scores: np.ndarray, rows: np.ndarray, picks: int, capacity: np.ndarray) -> int:
+    """What is wrong with a problem at first sight: NaN or +inf in ``rows``, or too few slots for all their picks."""
     bad = False
     for i in rows:
         for j in range(scores.shape[1]):
-            bad |= not (scores[i, j] < np.inf)
-    return bad
+            bad |= not (scores[i, j] < np.inf)  # false for both
+    if bad:
+        return NOT_A_NUMBER
+    return TOO_MANY if rows.size * picks > capacity.sum() else OPTIMAL
 
 
 @kernel
@@ -48,12 +50,11 @@ def solve_one(
         paths; :param prices: (k,) out, shadow prices.
     """
     n, k = scores.shape
-    rows = _present_rows(mask, n)
+    rows = present_rows(mask, n)
     assignment[:] = -1
-    if _invalid(scores, rows):
-        return NOT_A_NUMBER
-    if rows.size > capacity.sum():
-        return TOO_MANY
+    status = status_before(scores, rows, 1, capacity)
+    if status != OPTIMAL:
+        return status
     edges = np.full((k + 1, k + 1), np.inf)
     movers = np.full((k + 1, k + 1), -1)
     if rows.size > 0:
@@ -68,20 +69,3 @@ def solve_one(
         loads[assignment[i]] += 1
     exchanges(edges, loads, capacity, costs, distances, prices)
     return OPTIMAL
-
-
-@batch_kernel
-def solve_many(
-    scores: np.ndarray,
-    mask: np.ndarray,
-    capacity: np.ndarray,
-    assignment: np.ndarray,
-    costs: np.ndarray,
-    distances: np.ndarray,
-    prices: np.ndarray,
-    status: np.ndarray,
-) -> None:
-    """``solve_one`` for every problem of a batch (b, n, k), with slots (b, k)."""
-    for p in range(scores.shape[0]):
-        present = mask[p] if mask.shape[0] > 0 else np.empty(0, np.bool_)
-        status[p] = solve_one(scores[p], present, capacity[p], assignment[p], costs[p], distances[p], prices[p])

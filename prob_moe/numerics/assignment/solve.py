@@ -8,8 +8,8 @@ import torch
 from prob_moe._transforms import without_derivative
 from prob_moe.numerics._capacity import capacity_of_problems, slots_of_experts
 from prob_moe.numerics._compiled import leaves_torch
-from prob_moe.numerics.assignment._several import solve_many_several
-from prob_moe.numerics.assignment._solver import INFEASIBLE, NOT_A_NUMBER, TOO_MANY, solve_many
+from prob_moe.numerics.assignment._batch import solve_many
+from prob_moe.numerics.assignment._solver import INFEASIBLE, NOT_A_NUMBER, TOO_MANY
 
 
 class Matching(NamedTuple):
@@ -101,10 +101,8 @@ def solve_with_slots(
     assignment = np.empty((size, *event), np.int64)
     costs, distances = np.empty((size, k, k)), np.empty((size, k, k))
     prices, status = np.empty((size, k)), np.empty(size, np.int64)
-    if single:
-        solve_many(flat, present, slots, assignment.reshape(size, n), costs, distances, prices, status)
-    else:
-        solve_many_several(flat, present, slots, assignment, costs, distances, prices, status)
+    found = assignment.reshape(size, n) if single else assignment
+    solve_many(flat, present, slots, found, costs, distances, prices, status)
     matching = Matching(
         torch.from_numpy(assignment).reshape(*batch, *event).to(scores.device),
         torch.from_numpy(costs).reshape(*batch, k, k).to(scores.device),

@@ -16,7 +16,7 @@ import math
 
 import numpy as np
 
-from prob_moe.numerics._compiled import batch_kernel, kernel
+from prob_moe.numerics._compiled import kernel
 from prob_moe.numerics.rounding._cholesky import solve_positive
 
 # Lets sums over experts vectorise; keeps nan and inf honest. So does numpy's division, which looks at no divisor.
@@ -125,7 +125,7 @@ def _evaluate(
 
 
 @kernel
-def _solve_prices(
+def solve_prices(
     p: np.ndarray,
     present: np.ndarray,
     capacity: float,
@@ -136,7 +136,7 @@ def _solve_prices(
 ) -> tuple[float, int]:
     """Follow the barrier path, (α, β) in place, until μ, the overload and the expected gain are down at the tolerance.
 
-    Returns D and the number of evaluations.
+    A negative β asks for the cold start; any other is the start itself. Returns D and the number of evaluations.
     """
     k = p.shape[1]
     load, trial_load = np.zeros(k), np.empty(k)
@@ -200,7 +200,7 @@ def _solve_prices(
 
 
 @kernel
-def _feasible_marginals(
+def feasible_marginals(
     p: np.ndarray, present: np.ndarray, capacity: float, alpha: np.ndarray, beta: np.ndarray, r: np.ndarray
 ) -> float:
     """Marginals at these prices, made feasible whatever the convergence; returns Σ p²/r.
@@ -242,55 +242,3 @@ def _feasible_marginals(
                 r[i, j] += lack[i] * rate * room[j]
                 value += p[i, j] * (p[i, j] / r[i, j])
     return value
-
-
-@kernel
-def _solve_one(
-    p: np.ndarray,
-    present: np.ndarray,
-    capacity: float,
-    alpha: np.ndarray,
-    beta: np.ndarray,
-    r: np.ndarray,
-    objective: np.ndarray,
-    gap: np.ndarray,
-    tolerance: float,
-    max_steps: int,
-) -> None:
-    """One problem: p (n, k) in; α (n,), β (k,), r (n, k), objective (1,) and gap (1,) out.
-
-    A negative β asks for the cold start; any other is the start itself.
-    """
-    dual, _ = _solve_prices(p, present, capacity, alpha, beta, tolerance, max_steps)
-    value = _feasible_marginals(p, present, capacity, alpha, beta, r)
-    objective[0] = value
-    gap[0] = max(value - dual, 0.0)
-
-
-@batch_kernel
-def solve_batch(
-    p: np.ndarray,
-    present: np.ndarray,
-    capacity: np.ndarray,
-    alpha: np.ndarray,
-    beta: np.ndarray,
-    r: np.ndarray,
-    objective: np.ndarray,
-    gap: np.ndarray,
-    tolerance: float,
-    max_steps: int,
-) -> None:
-    """All problems of a batch: the arguments of ``_solve_one`` with a batch dimension in front."""
-    for b in range(p.shape[0]):
-        _solve_one(
-            p[b],
-            present[b],
-            capacity[b],
-            alpha[b],
-            beta[b],
-            r[b],
-            objective[b : b + 1],
-            gap[b : b + 1],
-            tolerance,
-            max_steps,
-        )

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from prob_moe.numerics._compiled import batch_kernel, kernel
+from prob_moe.numerics._compiled import kernel
 from prob_moe.numerics.assignment._several import _hold_best, balance, first_prices
 from prob_moe.numerics.rounding._selected_marginals import interior_point
 from prob_moe.numerics.rounding._selected_repair import exact_sums, within_bounds
@@ -106,7 +106,7 @@ def _dual(p: np.ndarray, sums: np.ndarray, slots: np.ndarray, alpha: np.ndarray,
 
 
 @kernel
-def _solve_one(
+def solve_selected(
     p: np.ndarray,
     present: np.ndarray,
     capacity: int,
@@ -114,14 +114,12 @@ def _solve_one(
     alpha: np.ndarray,
     beta: np.ndarray,
     r: np.ndarray,
-    objective: np.ndarray,
-    gap: np.ndarray,
     tolerance: float,
     max_steps: int,
-) -> None:
-    """One problem: p (n, k), in α the rows' prices and in r the optimum, both without capacity; all results in place.
+) -> tuple[float, float]:
+    """One problem: p (n, k), in α the rows' prices and in r the optimum, both without capacity; α, β and r in place.
 
-    A negative β asks for the cold start.
+    A negative β asks for the cold start. Returns Σ p²/r, and how far it may be above the least.
     """
     n, k = p.shape
     load = np.zeros(k)
@@ -129,9 +127,7 @@ def _solve_one(
         load[j] = r[:, j].sum()
     if load.max() <= capacity * (1.0 + 1e-12):  # nobody has to give way
         beta[:] = 0.0
-        objective[0] = _second_moment(p, r)
-        gap[0] = 0.0
-        return
+        return _second_moment(p, r), 0.0
     # Rows that take all experts which they are allowed are settled, if everybody can have what he wants.
     slots = np.full(k, capacity)
     total = 0
@@ -185,11 +181,10 @@ def _solve_one(
     if exact:
         exact_sums(inner, wanted, room, full)
     within_bounds(inner, wanted, room)
-    gap[0] = max(_second_moment(q, inner) - _dual(q, wanted, room, row_prices, beta), 0.0)
+    gap = max(_second_moment(q, inner) - _dual(q, wanted, room, row_prices, beta), 0.0)
     for place in range(count):
         r[rows[place]] = inner[place] + certain[place]
         alpha[rows[place]] = row_prices[place]
-    objective[0] = _second_moment(p, r)
     if exact:
         for i in range(n):
             if present[i] and (p[i] > 0.0).sum() <= picks:  # settled: any low enough price will do
@@ -198,6 +193,7 @@ def _solve_one(
                     if p[i, j] > 0.0:
                         lowest = min(lowest, p[i, j] * p[i, j] - beta[j])
                 alpha[i] = lowest if lowest < np.inf else 0.0
+    return _second_moment(p, r), gap
 
 
 @kernel
@@ -208,34 +204,3 @@ def _second_moment(p: np.ndarray, r: np.ndarray) -> float:
             if r[i, j] > 0.0:
                 value += p[i, j] * (p[i, j] / r[i, j])
     return value
-
-
-@batch_kernel
-def solve_selected(
-    p: np.ndarray,
-    present: np.ndarray,
-    capacity: np.ndarray,
-    picks: int,
-    alpha: np.ndarray,
-    beta: np.ndarray,
-    r: np.ndarray,
-    objective: np.ndarray,
-    gap: np.ndarray,
-    tolerance: float,
-    max_steps: int,
-) -> None:
-    """All problems of a batch: the arguments of ``_solve_one`` with a batch dimension in front."""
-    for b in range(p.shape[0]):
-        _solve_one(
-            p[b],
-            present[b],
-            capacity[b],
-            picks,
-            alpha[b],
-            beta[b],
-            r[b],
-            objective[b : b + 1],
-            gap[b : b + 1],
-            tolerance,
-            max_steps,
-        )
