@@ -15,6 +15,7 @@ the shapes follow the data. Dimensions: n datapoints, k experts, c slots per exp
 """
 
 from prob_moe.experts.any_form import ModuleExperts, SlotExperts, StackedExperts
+from prob_moe.experts.base import Experts
 from prob_moe.experts.functional import batched_linear, expert_forward
 from prob_moe.experts.gather import combine, dispatch
 from prob_moe.experts.layer import BatchedExperts, BatchedLinear
@@ -24,6 +25,7 @@ __all__ = [
     "BatchedExperts",
     "BatchedLinear",
     "DispatchPlan",
+    "Experts",
     "ModuleExperts",
     "SlotExperts",
     "StackedExperts",

@@ -1,7 +1,7 @@
 """Experts of any form where the batched ones fit: their own modules, between dispatch and combine."""
 
 import copy
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,22 +10,16 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 from torch.overrides import handle_torch_function, has_torch_function
 
-from prob_moe.experts.gather import combine, dispatch
-from prob_moe.experts.plan import dispatch_plan, expert_loads, flat_entries, room_for_all
+from prob_moe.experts.base import Experts
 
 
-class SlotExperts(nn.Module, ABC):
+class SlotExperts(Experts):
     """
     Base of experts that know how to process slots: what routings use of a
-    :class:`~prob_moe.experts.BatchedExperts`, for experts of another form.
+    :class:`~prob_moe.experts.BatchedExperts`, for experts of another form. A residual connection is their own affair.
 
     :param num_experts: k.
     """
-
-    #: whether x is added to the output; a residual connection is the expert's own affair here
-    residual = False
-    #: d, where it is known
-    in_features: int | None = None
 
     def __init__(self, num_experts: int) -> None:
         super().__init__()
@@ -40,8 +34,6 @@ class SlotExperts(nn.Module, ABC):
 
     def forward_dispatched(self, inputs: Tensor) -> Tensor:
         """
-        :param inputs: (*batch, k, c, d).
-        :returns: (*batch, k, c, out).
         :raises ValueError: if the experts change the number of experts or slots.
         """
         *batch, k, c, d = inputs.shape
@@ -52,32 +44,6 @@ class SlotExperts(nn.Module, ABC):
                 f"experts must return (k, c, out) for inputs (k, c, d) = {tuple(rows.shape)}, got {tuple(out.shape)}"
             )
         return out.reshape(k, *batch, c, out.shape[-1]).movedim(0, -3)
-
-    def forward(
-        self,
-        x: Tensor,
-        assignment: Tensor,
-        *,
-        capacity: int | None = None,
-        num_selected: int | None = None,
-        mask: Tensor | None = None,
-        validate_args: bool | None = None,
-    ) -> Tensor:
-        """
-        :param x: (*batch, n, d); leading dimensions broadcast to those of the assignment.
-        :param assignment: long (*batch, n); e for expert e, ~e for dropped.
-        :param capacity: c, slots of every expert; None for those that the largest load wants, a wait for the device.
-        :param num_selected: m experts for every datapoint: then the assignment is (*batch, m, n), and so is the output.
-        :param mask: bool (*batch, n); False for padding, which takes no slot.
-        :param validate_args: whether to check the assignment's values.
-        :returns: (*batch, n, out), or (*batch, m, n, out); zero rows where dropped or masked.
-        """
-        entries, present = flat_entries(assignment, num_selected, mask)
-        if capacity is None:
-            capacity = room_for_all(expert_loads(entries, self.num_experts, present))
-        plan = dispatch_plan(entries, self.num_experts, capacity, present, validate_args=validate_args)
-        out = combine(self.forward_dispatched(dispatch(x, plan, num_selected=num_selected or 1)), plan)
-        return out if num_selected is None else out.unflatten(-2, assignment.shape[-2:])
 
     def dense(self, x: Tensor) -> Tensor:
         """

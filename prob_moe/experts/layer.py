@@ -6,12 +6,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from prob_moe.experts.base import Experts
 from prob_moe.experts.functional import batched_linear, expert_forward
-from prob_moe.experts.gather import combine, dispatch
-from prob_moe.experts.plan import dispatch_plan, expert_loads, flat_entries, room_for_all
+from prob_moe.experts.plan import expert_loads, room_for_all
 from prob_moe.experts.sorting import sorted_experts, sorting_pays
 from prob_moe.experts.validation import (
-    check_features,
     check_plan_shapes,
     check_plan_values,
     check_positive_int,
@@ -69,7 +68,7 @@ class BatchedLinear(nn.Module):
         return f"num_experts={k}, in_features={d}, out_features={h}, bias={self.bias is not None}{stacked}"
 
 
-class BatchedExperts(nn.Module):
+class BatchedExperts(Experts):
     """
     k experts, y_i = f_{e(i)}(x_i), each applied to the datapoints that an assignment gives to it.
 
@@ -97,6 +96,8 @@ class BatchedExperts(nn.Module):
         shape (*batch, s, n) train s models at once.
     :raises ValueError: a size is not a positive int, or ``residual`` with different numbers of features.
     """
+
+    in_features: int
 
     def __init__(
         self,
@@ -139,44 +140,13 @@ class BatchedExperts(nn.Module):
         self.hidden = None if hidden_features is None else linear(in_features, hidden_features)
         self.output = linear(hidden_features or in_features, out_features)
 
-    def forward(
-        self,
-        x: Tensor,
-        assignment: Tensor,
-        *,
-        capacity: int | None = None,
-        num_selected: int | None = None,
-        mask: Tensor | None = None,
-        validate_args: bool | None = None,
-    ) -> Tensor:
-        """
-        :param x: (*batch, n, d); leading dimensions broadcast to those of the assignment.
-        :param assignment: long (*batch, n); e for expert e, ~e for dropped. The batch ends with ``batch_shape``.
-        :param capacity: c, slots of every expert, which fixes all shapes; None for room for all, whatever is fastest,
-            which waits for the device.
-        :param num_selected: m experts for every datapoint: then the assignment is (*batch, m, n), and so is the output.
-        :param mask: bool (*batch, n); False for padding, which takes no slot.
-        :param validate_args: whether to check the assignment's values, see :func:`dispatch_plan`.
-        :returns: (*batch, n, out_features), or (*batch, m, n, out_features); zero rows (x with ``residual``) where
-            dropped or masked.
-        :raises ValueError: an argument does not fit, see :func:`dispatch_plan`.
-        """
-        entries, present = flat_entries(assignment, num_selected, mask)
-        batch, n = entries.shape[:-1], assignment.shape[-1]
+    def _check_shapes(self, x: Tensor, assignment: Tensor, batch: torch.Size) -> None:
         if tuple(batch[len(batch) - len(self.batch_shape) :]) != self.batch_shape:
             raise ValueError(
                 f"assignment must have shape (*batch, {', '.join(map(str, self.batch_shape))}, n) for experts of "
                 f"batch_shape {tuple(self.batch_shape)}, but has shape {tuple(assignment.shape)}; use assignment.expand"
             )
-        check_features("x", x, (n, self.in_features), batch)
-        if capacity is None:
-            out = self._with_room_for_all(x, entries, present, num_selected or 1, validate_args)
-        else:
-            plan = dispatch_plan(entries, self.num_experts, capacity, present, validate_args=validate_args)
-            out = combine(self.forward_dispatched(dispatch(x, plan, num_selected=num_selected or 1)), plan)
-        if num_selected is not None:
-            out, x = out.unflatten(-2, (num_selected, n)), x.unsqueeze(-3)
-        return x + out if self.residual else out
+        super()._check_shapes(x, assignment, batch)
 
     def _with_room_for_all(
         self, x: Tensor, entries: Tensor, present: Tensor | None, num_selected: int, validate_args: bool | None
@@ -185,19 +155,12 @@ class BatchedExperts(nn.Module):
         loads = expert_loads(entries, self.num_experts, present)
         weights = self._weights()
         if not sorting_pays(loads, [weight for weight in weights[::2] if weight is not None]):
-            plan = dispatch_plan(entries, self.num_experts, room_for_all(loads), present, validate_args=validate_args)
-            return combine(self.forward_dispatched(dispatch(x, plan, num_selected=num_selected)), plan)
+            return self._in_slots(x, entries, present, room_for_all(loads), num_selected, validate_args)
         if should_check_values(entries, validate_args):
             check_plan_values(entries, loads, entries.shape[-1], present)
         return sorted_experts(x, entries, present, *weights, self.activation, num_selected)
 
     def forward_dispatched(self, inputs: Tensor) -> Tensor:
-        """
-        Every expert on its own slots, without the residual.
-
-        :param inputs: (*batch, k, c, d), as :func:`dispatch` makes it.
-        :returns: (*batch, k, c, out_features).
-        """
         return expert_forward(inputs, *self._weights(), self.activation)
 
     def _weights(self) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor | None]:

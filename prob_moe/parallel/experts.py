@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from prob_moe.experts import BatchedExperts, SlotExperts, StackedExperts
-from prob_moe.experts.plan import expert_loads, flat_entries, room_for_all
-from prob_moe.experts.validation import check_features
+from prob_moe.experts.plan import expert_loads, room_for_all
 from prob_moe.parallel.exchange import by_process, exchange, from_processes, one_more
 from prob_moe.parallel.mesh import Layout, agree, fingerprint
 
@@ -57,32 +56,16 @@ class ParallelExperts(SlotExperts):
         self.residual, self.in_features = experts.residual, experts.in_features
         self._alike: set[object] = set()
 
-    def forward(
-        self,
-        x: Tensor,
-        assignment: Tensor,
-        *,
-        capacity: int | None = None,
-        num_selected: int | None = None,
-        mask: Tensor | None = None,
-        validate_args: bool | None = None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, assignment: Tensor, **options: Any) -> Tensor:
         """
         As :meth:`~prob_moe.experts.BatchedExperts.forward`, on every process of the mesh.
 
         :param capacity: c, slots of every expert, the same in all processes; None for those that the largest load in
             any process wants.
         """
-        options: dict[str, Any] = dict(num_selected=num_selected, mask=mask, validate_args=validate_args)
         if self.layout.num_pieces == 1:
-            return self.local(x, assignment, capacity=capacity, **options)
-        if self.in_features is not None:
-            lead = assignment.shape[: -1 if num_selected is None else -2]
-            check_features("x", x, (assignment.shape[-1], self.in_features), lead)
-        if capacity is None:
-            capacity = self._room(*flat_entries(assignment, num_selected, mask))
-        out = super().forward(x, assignment, capacity=capacity, **options)
-        return (x if num_selected is None else x.unsqueeze(-3)) + out if self.residual else out
+            return self.local(x, assignment, **options)
+        return super().forward(x, assignment, **options)
 
     def dense(self, x: Tensor) -> Tensor:
         if self.layout.num_pieces == 1:
@@ -107,10 +90,12 @@ class ParallelExperts(SlotExperts):
             out = one_more(out)
         return from_processes(exchange(out, group), self.num_experts)
 
-    def _room(self, entries: Tensor, present: Tensor | None) -> int:
+    def _with_room_for_all(
+        self, x: Tensor, entries: Tensor, present: Tensor | None, num_selected: int, validate_args: bool | None
+    ) -> Tensor:
         most = expert_loads(entries, self.num_experts, present).max()
         dist.all_reduce(most, dist.ReduceOp.MAX, group=self.layout.pieces)
-        return room_for_all(most)
+        return self._in_slots(x, entries, present, room_for_all(most), num_selected, validate_args)
 
     def _check_alike(self, inputs: Tensor) -> None:
         """Pieces of different sizes would not fail in gloo: one process would die, and others get wrong numbers."""
