@@ -113,6 +113,7 @@ def study(
     of_parts = {
         "learning_rates": learning_rate,
         "load_balancing": load_balancing,
+        "penalised": None if load_balancing is None else [],
         "capacity_factor": capacity_factor,
         "num_seeds": num_seeds,
         "num_steps": num_steps,

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from itertools import product
 
+from inference.registry.builtin import label
 from inference.registry.names import resolve
 from inference.study.arms import FEW_PIECES, PIECES, all_arms, core
-from inference.study.parts import IN_REGIMES, ON_TABLES, Part
+from inference.study.parts import IN_REGIMES, ON_TABLES, UNBALANCED, Part
 from inference.study.settings import DigitsRun, PiecesRun, Run, ToyRun
 
 #: steps of Adam for every piece of a line
@@ -52,7 +53,10 @@ class Grid:
     def describe(self, task: str) -> str:
         """The settings that all arms share, in words, for the title of a task's table."""
         rates, weights = self._settings(task)
+        further = ""
         if (part := self._part(task)) is not None:
+            if part.penalised:
+                further = f", for {', '.join(map(label, UNBALANCED))} {_listed(part.penalised)} too"
             seeds, length, factor = part.num_seeds, f"{part.length} steps", part.capacity_factor
         elif task == DigitsRun.task:
             seeds, length, factor = self.digits_seeds, f"{self.digits_epochs} epochs", self.digits_capacity_factor
@@ -62,7 +66,7 @@ class Grid:
         else:
             seeds, length, factor = self.num_seeds, f"{self.num_steps} steps", self.capacity_factor
         return (
-            f"learning rates {_listed(rates)}; load-balancing weights {_listed(weights)}; "
+            f"learning rates {_listed(rates)}; load-balancing weights {_listed(weights)}{further}; "
             f"{seeds} seeds; {length} of Adam; capacity factor {factor:g}"
         )
 

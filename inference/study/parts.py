@@ -38,12 +38,16 @@ TABLES = (
     "top-2-gates",
 )
 
+#: what uses few of its experts unless a loss forbids it: the field trains it with a weight above 0
+UNBALANCED = ("independent", "switch", "top-2-gates")
+
 
 @dataclass(frozen=True)
 class Part:
     """
     One task: every arm at every combination of settings, all seeds of a run side by side.
 
+    :param penalised: further weights of the load-balancing loss for the arms of :data:`UNBALANCED`.
     :param make: a run from arm, learning rate, load-balancing weight, capacity factor and seed, and ``num_seeds``.
     :param num_steps: None for the task's own number.
     """
@@ -52,6 +56,7 @@ class Part:
     arms: tuple[str, ...]
     learning_rates: tuple[float, ...]
     load_balancing: tuple[float, ...] = (0.0,)
+    penalised: tuple[float, ...] = ()
     capacity_factor: float = 1.0
     num_seeds: int = 8
     num_steps: int | None = None
@@ -71,20 +76,29 @@ class Part:
         :param arms: in the order of tables.
         :param seed: the first one.
         """
-        settings = product(self.learning_rates, self.load_balancing, arms)
-        return [self._run(arm, rate, weight, seed) for rate, weight, arm in settings]
+        settings = [
+            *product(self.learning_rates, self.load_balancing, arms),
+            *product(self.learning_rates, self.penalised, [arm for arm in arms if arm in UNBALANCED]),
+        ]
+        return [self._run(arm, rate, weight, seed) for rate, weight, arm in dict.fromkeys(settings)]
 
     def _run(self, arm: str, rate: float, weight: float, seed: int) -> SeedsRun:
         steps = {} if self.num_steps is None else {"num_steps": self.num_steps}
         return self.make(arm, rate, weight, self.capacity_factor, seed, num_seeds=self.num_seeds, **steps)
 
 
-RATES = (0.03, 0.01, 0.1)
 IN_REGIMES = (
-    Part(partial(RegimesRun, num_regimes=8), REGIMES, RATES),
-    *(Part(partial(RegimesRun, num_regimes=number), FEW_REGIMES, RATES) for number in (4, 16)),
+    Part(partial(RegimesRun, num_regimes=8), REGIMES, (0.03, 0.01, 0.1), penalised=(0.1,)),
+    *(Part(partial(RegimesRun, num_regimes=number), FEW_REGIMES, (0.03, 0.01), penalised=(0.1,)) for number in (4, 16)),
 )
 ON_TABLES = tuple(
-    Part(partial(TableRun, table=table), TABLES, (0.003,), (0.0, 0.01), capacity_factor=1.25, num_seeds=num_seeds)
+    Part(
+        partial(TableRun, table=table),
+        TABLES,
+        (0.003,),
+        penalised=(0.01,),
+        capacity_factor=1.25,
+        num_seeds=num_seeds,
+    )
     for table, num_seeds in (("diamonds", 8), ("flights", 4))
 )
