@@ -13,6 +13,7 @@ from inference.cli import app
 from inference.study import command as study_command
 from inference.study.arms import FEW_PIECES, all_arms, core
 from inference.study.grids import GRIDS
+from inference.study.parts import UNBALANCED
 from inference.study.settings import PiecesRun
 from models.tables import _encoded
 
@@ -81,6 +82,10 @@ def test_every_arm_gets_the_same_grid() -> None:
             assert set(arms) == expected - (set() if task != "digits" else {"oracle"})
             if task == "regimes":
                 continue  # with fewer arms at other numbers of regimes
+            penalised = {weight for part in grid.parts for weight in part.penalised}
+            for arm, runs in arms.items():
+                assert {run["load_balancing"] for run in runs} >= (penalised if arm in UNBALANCED else set())
+                arms[arm] = [run for run in runs if run["load_balancing"] not in penalised]
             first, *rest = arms.values()
             assert all(others == first for others in rest)
 
