@@ -100,6 +100,7 @@ compare(lambda x: x.sin() * solve_assignment(x.cos(), 3)[0].unsqueeze(-1), x, ba
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", [MATCHINGS, ROUTERS, MIXTURES], ids=["matchings", "routers", "mixtures"])
 def test_compiled_equals_eager(program):
     run(COMPARISON + program, warnings="ignore")

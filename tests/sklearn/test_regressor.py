@@ -142,6 +142,7 @@ def test_units_of_measurement_do_not_matter(fitted: MixtureRegressor) -> None:
     np.testing.assert_allclose(other.log_likelihood_, fitted.log_likelihood_ - len(y) * np.log(1e-5))
 
 
+@pytest.mark.slow
 def test_draws_follow_the_law_of_which_quantiles_and_means_are_told(fitted: MixtureRegressor) -> None:
     x = two_lines()[0][:5]
     draws = fitted.sample(x, num_samples=4000, random_state=0)

@@ -81,6 +81,7 @@ def test_a_ridge_that_costs_too_much_is_lowered() -> None:
     assert float(almost_none.values) - found.log_likelihood < 2 * RIDGE_COST
 
 
+@pytest.mark.slow
 def test_random_starts_miss_a_sharp_maximum(monkeypatch: pytest.MonkeyPatch) -> None:
     """A line through a few of many rows: starts with one expert on few rows find it, random responsibilities do not."""
     generator = np.random.default_rng(3)
