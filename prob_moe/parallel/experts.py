@@ -58,7 +58,7 @@ class ParallelExperts(SlotExperts):
 
     def forward(self, x: Tensor, assignment: Tensor, **options: Any) -> Tensor:
         """
-        As :meth:`~prob_moe.experts.BatchedExperts.forward`, on every process of the mesh.
+        As :class:`~prob_moe.experts.BatchedExperts`, on every process of the mesh.
 
         :param capacity: c, slots of every expert, the same in all processes; None for those that the largest load in
             any process wants.
