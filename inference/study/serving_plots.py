@@ -20,7 +20,8 @@ REACH = 4.0
 def served(serving: pd.DataFrame) -> Figure:
     """
     The score of every arm at its best setting, mean ± one standard error over seeds: one panel per task, one marker per
-    way to serve. What lies far out on the bad side stands at the edge, with its value.
+    way to serve. What lies far out on the bad side stands at the edge, as values in the order of
+    the markers.
 
     :param serving: the table of :func:`~inference.study.serving_tables.by_serving`.
     """
@@ -43,15 +44,22 @@ def served(serving: pd.DataFrame) -> Figure:
         values = scale * rows[measure]
         least, middle = values.min(), values.median()
         edge = middle + REACH * (middle - least)
+        beyond: dict[str, list[str]] = {}
         for (_, row), value in zip(rows.iterrows(), values):
             place = names.index(row.arm) + 0.18 * (WAYS.index(row.served) - 1.5)
             color = COLORS[known[row.arm].group.value]
             if value > edge:
-                axis.annotate(f"{value:.{digits}f} →", (edge, place), ha="right", va="center", fontsize=6, color=color)
+                beyond.setdefault(row.arm, []).append(f"{value:.{digits}f}")
                 continue
             error = scale * row[f"{measure}_se"]
             axis.plot([value - error, value + error], [place] * 2, color=color, linewidth=1.2)
             axis.plot(value, place, MARKERS[row.served], color=color, markersize=4)
+        for arm, entries in beyond.items():
+            color = COLORS[known[arm].group.value]
+            text = f"{' / '.join(entries)} →"
+            axis.annotate(text, (edge, names.index(arm)), ha="right", va="center", fontsize=6, color=color)
+        if beyond:
+            axis.set_xlim(right=edge)  # where their values stand
         axis.set_title(task, fontsize=9)
         axis.set_xlabel(MEANINGS[measure].replace(", ", ",\n") + (unit and "," + unit), fontsize=8)
         axis.grid(axis="x", linewidth=0.4, alpha=0.5)
