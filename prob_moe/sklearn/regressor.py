@@ -35,14 +35,16 @@ class MixtureRegressor(RegressorMixin, MixtureEstimator):
 
     ``fit`` maximises the exact likelihood, from many starts at once: some steps of expectation maximisation from each,
     then Newton's method with the exact Hessian. Half of the starts are random responsibilities; in the other half one
-    expert has as many random rows as it has coefficients and the rows nearest to them. The likelihood of such a mixture
+    expert has few rows: as many random ones as it has coefficients and the rows nearest to them, or the best of
+    thousands of such sets, which are judged before anything is fitted, beside the best mixture of one expert less. So
+    lines through a few rows are found that 200 random starts miss. The likelihood of such a mixture
     has no upper bound, as an expert can describe a few rows exactly; so no scale gets below 1/1000 of that of one
     expert for the whole table. The best maximum off this floor is returned; that there is a better one on it is said by
     a :class:`FloorWarning`. A ridge on the standardised coefficients that costs at most 1e-4 nat makes the answer
     unique where there are more columns than rows, or where columns depend on each other.
 
-    Where the numbers of a table are rounded and the router is constant, lines through a few rows can be sharp maxima,
-    many of them; then another ``random_state`` finds another one, and more ``restarts`` a better one.
+    Where the numbers of a table are rounded and the router is constant, many such lines are sharp maxima: then another
+    ``random_state`` can still find another one, and more ``restarts`` a better one.
 
     :param num_experts: k.
     :param family: the law of y given an expert: "gaussian", "student", "poisson", "binomial" or "gamma".

@@ -52,14 +52,10 @@ def find_maximum(problem: Problem, restarts: int, generator: np.random.RandomSta
     """
     :param restarts: number of starts; one expert needs one.
     """
-    starts = starting_vectors(problem, 1 if problem.num_experts == 1 else restarts, generator)
-    # The first steps decide which maximum it will be, and Newton's are few and cheap.
-    together = max(1, LARGEST // (problem.num_experts * problem.columns.numel()))
-    groups = [newton(problem, expectation_maximisation(problem, group)) for group in starts.split(together)]
-    found, values, converged = (torch.cat(tensors) for tensors in zip(*groups))
+    found, values, converged = _all_maxima(problem, restarts, generator)
     floor = problem.on_the_floor(found)
     floor_best = values.masked_fill(~floor, -torch.inf).max()
-    place = _first_best(values.masked_fill(floor, -torch.inf) if not bool(floor.all()) else values)
+    place = _best_off_the_floor(problem, found, values)
     problem, last = _lower_ridge(problem, found[place].unsqueeze(0), converged[place].unsqueeze(0))
     return Maximum(
         problem,
@@ -83,7 +79,25 @@ def one_expert_floors(problem: Problem) -> Tensor:
     return torch.cat([(scale + math.log(FLOOR)).view(1), problem.floors[1:]])
 
 
-def _first_best(values: Tensor) -> int:
+def _all_maxima(problem: Problem, restarts: int, generator: np.random.RandomState) -> Finish:
+    """Where the starts lead to; those of a mixture of several experts know one of fewer."""
+    if problem.num_experts == 1:
+        starts, smaller = problem.layout.join(problem.family.flat(problem)), None
+    else:
+        fewer = replace(problem, num_experts=problem.num_experts - 1)
+        found = _all_maxima(fewer, max(1, restarts // 2), generator)
+        place = _best_off_the_floor(fewer, found.vectors, found.values)
+        smaller = fewer.log_joint(found.vectors[place].unsqueeze(0))[0]
+        starts = starting_vectors(problem, restarts, generator, smaller)
+    # The first steps decide which maximum it will be, and Newton's are few and cheap.
+    together = max(1, LARGEST // (problem.num_experts * problem.columns.numel()))
+    groups = [newton(problem, expectation_maximisation(problem, group)) for group in starts.split(together)]
+    return Finish(*(torch.cat(tensors) for tensors in zip(*groups)))
+
+
+def _best_off_the_floor(problem: Problem, vectors: Tensor, values: Tensor) -> int:
+    floor = problem.on_the_floor(vectors)
+    values = values if bool(floor.all()) else values.masked_fill(floor, -torch.inf)
     return int((values >= values.max() - TIE).nonzero()[0])
 
 

@@ -7,27 +7,36 @@ from torch import Tensor
 from prob_moe.sklearn.em import maximisation_step
 from prob_moe.sklearn.parameters import Parts
 from prob_moe.sklearn.problem import Problem
+from prob_moe.sklearn.sharp import sharp_members
 
 #: Steps of the first maximisation, where it is not exact after one.
 FIRST_STEPS = 5
 
 
-def starting_vectors(problem: Problem, restarts: int, generator: np.random.RandomState) -> Tensor:
+def starting_vectors(
+    problem: Problem, restarts: int, generator: np.random.RandomState, smaller: Tensor | None = None
+) -> Tensor:
     """
     Half of the starts have random responsibilities, among which every second one is a smooth function of columns and
-    target; in the other half one expert has few rows and those that are nearest to them, because sharp maxima are not
-    found from random starts.
+    target; in the other half one expert has few rows, because sharp maxima are not found from random starts: p random
+    rows and those that are nearest to them, or the best of many such sets of rows (:func:`.sharp_members`).
 
     A start depends on the table and its weights; who calls takes care that neither the order of the rows, nor writing a
     row twice instead of giving it twice the weight, makes another table.
 
+    :param smaller: the joint log-probabilities of a mixture with one expert less, (k - 1, units), which every second
+        one of the best sets of rows is added to; None for starts without.
     :returns: (restarts, D), after the first maximisation from the responsibilities.
     """
     units = len(problem.unit_weights)
     responsibilities = torch.empty(restarts, problem.num_experts, units, dtype=torch.float64)
-    makers = [_random, _sharp, _smooth, _sharp]
+    best = [] if smaller is None else list(sharp_members(problem, smaller.logsumexp(0), restarts // 4, generator))
     for r in range(restarts):
-        responsibilities[r] = makers[r % len(makers)](problem, generator)
+        if r % 4 == 3 and best:
+            rest = _random(problem, generator)[1:] if smaller is None or r % 8 == 3 else smaller.softmax(0)
+            responsibilities[r] = _with_members(best.pop(0), rest)
+        else:
+            responsibilities[r] = (_random, _sharp, _smooth, _sharp)[r % 4](problem, generator)
     flat = problem.family.flat(problem)
     layout = problem.layout
     router = torch.zeros(restarts, problem.num_experts, layout.num_router_columns, dtype=torch.float64)
@@ -75,10 +84,12 @@ def _sharp(problem: Problem, generator: np.random.RandomState) -> Tensor:
     distance = problem.per_unit(distance)
     member[distance.argsort(stable=True)[:count]] = 1.0
     rest = _random(problem, generator)
-    rest[0] = 0
     if problem.num_experts == 1:
         return torch.ones(1, units, dtype=torch.float64)
-    rest = rest / rest.sum(0)
-    first = torch.zeros_like(rest)
-    first[0] = 1
-    return torch.where(member > 0, first, rest)
+    return _with_members(member > 0, rest[1:])
+
+
+def _with_members(members: Tensor, rest: Tensor) -> Tensor:
+    """The first expert has the members; the others, which have positive numbers ``rest`` (k - 1, units), the rest."""
+    others = (rest / rest.sum(0)).masked_fill(members, 0.0)
+    return torch.cat([members.double().unsqueeze(0), others])

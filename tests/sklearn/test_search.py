@@ -8,9 +8,11 @@ import torch
 
 from prob_moe.sklearn.derivatives import derivatives, unit_scores
 from prob_moe.sklearn.em import expectation_maximisation
+from prob_moe.sklearn.families import REGRESSIONS
 from prob_moe.sklearn.linear import solve_positive
 from prob_moe.sklearn.newton import newton
 from prob_moe.sklearn.search import RIDGE_COST, find_maximum
+from prob_moe.sklearn.sharp import sharp_members
 from prob_moe.sklearn.starts import _random, _sharp, starting_vectors
 from tests.sklearn.tables import problem_of, real, two_lines
 
@@ -92,6 +94,7 @@ def test_random_starts_miss_a_sharp_maximum(monkeypatch: pytest.MonkeyPatch) -> 
     problem = replace(problem_of(x, y, 2), router_columns=torch.ones(150, 1, dtype=torch.float64))
     best = find_maximum(problem, 60, np.random.RandomState(0)).log_likelihood
     monkeypatch.setattr("prob_moe.sklearn.starts._sharp", _random)
+    monkeypatch.setattr("prob_moe.sklearn.starts.sharp_members", lambda *arguments: [])
     assert best > find_maximum(problem, 60, np.random.RandomState(0)).log_likelihood + 1
 
 
@@ -103,6 +106,26 @@ def test_sharp_starts_have_few_rows() -> None:
         alone = responsibilities[0] == 1
         assert bool((alone | (responsibilities[0] == 0)).all())
         assert 3 <= int(alone.sum()) <= 30
+
+
+@pytest.mark.parametrize("units", [False, True])
+def test_rows_on_a_line_are_found_before_anything_is_fitted(units: bool) -> None:
+    generator = np.random.default_rng(3)
+    x, on_it = generator.uniform(-1, 1, (150, 1)), np.arange(150) < 16
+    y = np.where(on_it, 2 * x[:, 0], 0) + generator.normal(size=150) * np.where(on_it, 0.01, 1)
+    problem = replace(problem_of(x, y, 2, units=units), floors=torch.tensor([np.log(5e-3)]))
+    one = replace(problem, num_experts=1)
+    alone = newton(one, expectation_maximisation(one, one.layout.join(one.family.flat(one))))
+    log_likelihoods = one.log_joint(alone.vectors)[0, 0]
+    found = sharp_members(problem, log_likelihoods, 5, np.random.RandomState(0))
+    sharp = torch.arange(found.shape[1]) < (8 if units else 16)
+    # Another row may be near by chance, and one of the line away.
+    assert int((found[0] & sharp).sum()) >= sharp.sum() - 1
+    assert int(found[0].sum()) <= sharp.sum() + 3
+    assert len(found) <= 5
+    assert len(sharp_members(replace(problem, floors=torch.tensor([0.0])), log_likelihoods, 5, generator)) > 0
+    counts = replace(problem, family=REGRESSIONS["poisson"](), target=problem.target.exp().round())
+    assert len(sharp_members(counts, log_likelihoods, 5, generator)) == 0
 
 
 def test_a_weighted_problem_is_one_with_repeated_rows() -> None:

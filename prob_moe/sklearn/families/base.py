@@ -60,6 +60,10 @@ class Family(ABC):
     def on_predictor_scale(self, target: Tensor) -> Tensor | None:
         """:returns: y where linear predictors are, without infinities, (n,); None if there is no such thing."""
 
+    def log_slope(self, target: Tensor) -> Tensor:
+        """:returns: the logarithm of the derivative of y by :meth:`on_predictor_scale`, (n,)."""
+        return torch.zeros_like(target[0])
+
     def check(self, y: Floats, trials: Floats | None) -> None:  # noqa: B027
         """
         :raises ValueError: y is none that the law can draw.

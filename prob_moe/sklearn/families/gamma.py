@@ -38,6 +38,9 @@ class Gamma(Family):
     def on_predictor_scale(self, target: Tensor) -> Tensor:
         return target[0].log()
 
+    def log_slope(self, target: Tensor) -> Tensor:
+        return target[0].log()
+
     def flat_predictors(self, target: Tensor, weights: Tensor) -> list[float]:
         return [float((weights @ target[0]).log())]
 
