@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo study test coverage test-hard test-python wheel docs browser bench bench-likelihood notebooks format clean
+.PHONY: demo study test coverage test-hard test-python test-all wheel docs browser bench bench-likelihood notebooks format clean
 
 demo: $(READY)  ## Train mixtures on lines with the main estimators; tables and pictures in results/study.
 	$(BIN)/python -m inference study --overwrite
@@ -63,6 +63,11 @@ test-python:  ## The tests under another Python, with the newest packages instea
 	$(OTHER)/bin/python -m pip install --quiet --editable '.[dev]'
 	$(ONE) $(OTHER)/bin/python -m pytest -n 2 --quiet
 
+test-all:  ## The same under every Python that is here, one after the other; each fetches a torch of its own.
+	for python in python3.11 python3.12 python3.13; do \
+		if command -v $$python >/dev/null; then $(MAKE) test-python PYTHON=$$python || exit 1; else echo "no $$python here"; fi; \
+	done
+
 wheel: $(READY)  ## Build the wheel, install it into an empty environment, run the README's example there.
 	rm -rf dist
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
@@ -76,6 +81,7 @@ docs: $(READY)  ## The documentation as web pages in results/docs; a warning or 
 	$(BIN)/python -m tests.docs.links results/docs
 
 browser: docs  ## The pages, and that of a run, in chromium (apt-get install chromium).
+	@command -v chromium >/dev/null || { echo "make browser needs chromium: apt-get install chromium" >&2; exit 1; }
 	$(ONE) PROB_MOE_SITE=results/docs $(BIN)/python -m pytest -n 0 -m "" tests/docs/test_browser.py
 
 bench: $(READY)  ## Speed as ratios to named peers, measured in one run.
