@@ -15,7 +15,7 @@ from rich.progress import Progress, TaskID
 import prob_moe
 from inference.registry.builtin import REGISTRY
 from inference.runs.config import FitConfig
-from inference.runs.exits import errors
+from inference.runs.exits import errors, note
 from inference.runs.lock import FolderLock
 from inference.runs.progress import progress_bar
 from inference.runs.run_folder import RunFolder
@@ -54,7 +54,7 @@ def fit_seeds(
     options = config.options(task)
     model = task.build(options.model)
     if is_surrogate(model, config.estimator) and is_first():
-        errors.print(
+        note(
             f"note: in the model of {config.task} datapoints meet elsewhere than in the capacity, so the estimator "
             f"{config.estimator} is a biased surrogate of its objective; balanced is unbiased for its own"
         )
@@ -87,6 +87,7 @@ def fit_seeds(
                 checkpoint_every,
                 signals,
                 begin=begin,
+                tell=note,
                 resume=resume,
                 writes=is_first(),
             )

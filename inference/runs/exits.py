@@ -13,6 +13,11 @@ from inference.registry.names import nearest
 errors = Console(stderr=True)
 
 
+def note(line: str) -> None:
+    """Print one line on stderr that the user should read, and go on."""
+    errors.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
 def end(message: str, code: int = 2) -> NoReturn:
     """
     Print one line, whatever the width of the terminal, and leave.

@@ -12,7 +12,8 @@ The folder of a run: the one place that knows what lies where.
       seed_0/                   one for each seed
         metrics.csv             one row per step; complete after a crash
         epochs.csv              a row an epoch; complete after a crash
-        fit.checkpoint          everything that the next step depends on
+        fit.checkpoint          everything that the next step depends on, a safetensors file
+        fit.checkpoint.before   that of before, for when the newest is damaged
         events/                 the same numbers for TensorBoard
       seed_1/ ...
 
@@ -34,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from inference.runs.atomic import write_atomically
+from inference.runs.checkpoint import before
 
 
 class SeedFolder:
@@ -46,9 +48,12 @@ class SeedFolder:
         self.checkpoint = path / "fit.checkpoint"
         self.events = path / "events"
 
+    def has_checkpoint(self) -> bool:
+        return self.checkpoint.exists() or before(self.checkpoint).exists()
+
     def clear(self) -> None:
         """Delete the files of an earlier run, and nothing else."""
-        for file in (self.checkpoint, self.metrics, self.epochs):
+        for file in (self.checkpoint, before(self.checkpoint), self.metrics, self.epochs):
             file.unlink(missing_ok=True)
         if self.events.is_dir():
             shutil.rmtree(self.events)
@@ -116,7 +121,7 @@ class RunFolder:
             raise ValueError(f"{self.config} is damaged ({error}): put a copy in its place") from error
 
     def holds_run(self) -> bool:
-        return self.config.exists() or any(folder.checkpoint.exists() for folder in self.seeds().values())
+        return self.config.exists() or any(folder.has_checkpoint() for folder in self.seeds().values())
 
     def clear(self) -> None:
         """Delete what an earlier run left, and nothing else."""

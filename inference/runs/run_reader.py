@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from inference.registry.builtin import REGISTRY
-from inference.runs.checkpoint import CheckpointError, differences, load_checkpoint
+from inference.runs.checkpoint import CheckpointError, differences, load_newest
 from inference.runs.config import FitConfig, MissingPluginError
 from inference.runs.run_folder import RunFolder
 from inference.tasks import Task
@@ -41,9 +41,7 @@ class Run:
     @property
     def seed_to_show(self) -> int:
         """The first that has a checkpoint, or else the first of the run."""
-        return next(
-            (seed for seed in self.config.seeds if self.folder.seed(seed).checkpoint.exists()), self.config.seed
-        )
+        return next((seed for seed in self.config.seeds if self.folder.seed(seed).has_checkpoint()), self.config.seed)
 
 
 def read_run(path: Path) -> Run:
@@ -83,12 +81,14 @@ def load_fit(run: Run, seed: int) -> Fit:
     :raises ValueError: if there is no checkpoint, or it is damaged or of another run.
     """
     path = run.folder.seed(seed).checkpoint
-    if not path.exists():
+    if not run.folder.seed(seed).has_checkpoint():
         raise ValueError(f"no checkpoint in {path.parent}")
     try:
-        config, state = load_checkpoint(path)
+        config, state, problem = load_newest(path)
     except CheckpointError as error:
         raise ValueError(str(error)) from error
+    if problem is not None and problem not in run.problems:
+        run.problems.append(problem)
     changed = differences(config, run.config.of_seed(seed))
     if changed:
         raise ValueError(f"{path} belongs to another configuration: {changed}")

@@ -2,7 +2,7 @@
 
 import torch
 
-from inference.runs.exits import errors
+from inference.runs.exits import note
 from inference.training.look import Row, site_loads
 from prob_moe.diagnostics import usage_perplexity
 
@@ -53,4 +53,4 @@ class CollapseWarning:
                 f"warning: fewer than half of the experts are used in epoch {epoch}, {'; '.join(found)}: "
                 "try a load-balancing loss, a baseline, or a smaller learning rate"
             )
-            errors.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
+            note(line)

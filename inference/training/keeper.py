@@ -4,7 +4,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from inference.runs.checkpoint import CheckpointError, differences, load_checkpoint, save_checkpoint
+from inference.runs.checkpoint import CheckpointError, differences, load_newest, save_checkpoint
 from inference.runs.metrics_log import MetricsLog
 from inference.runs.run_folder import SeedFolder
 from inference.training.interrupts import InterruptedFit, StopSignals
@@ -22,6 +22,7 @@ class FitKeeper:
     :param signals: whether to stop.
     :param begin: called when the first step is done, before anything is written: a fit that cannot do one leaves no
         trace.
+    :param tell: called with a line that the user should read.
     :param resume: whether to go on from a checkpoint that is there already.
     :param writes: whether it is this process that writes, of those which share the fit.
     """
@@ -33,6 +34,7 @@ class FitKeeper:
         checkpoint_every: int,
         signals: StopSignals,
         begin: Callable[[], None] = lambda: None,
+        tell: Callable[[str], None] = lambda line: None,
         *,
         resume: bool = True,
         writes: bool = True,
@@ -41,13 +43,14 @@ class FitKeeper:
         self.config = config
         self.checkpoint_every = checkpoint_every
         self.signals = signals
-        self._begin = begin
+        self._begin, self._tell = begin, tell
         self._resume = resume
         self._writes = writes
         self._metrics, self._epochs = MetricsLog(folder.metrics), MetricsLog(folder.epochs)
         self._writer: Any = None
         self._num_epochs = 0  # written
         self._kept_at: int | None = None  # steps done at the checkpoint
+        self._damaged = False  # the newest checkpoint
 
     def __enter__(self) -> "FitKeeper":
         return self
@@ -68,18 +71,27 @@ class FitKeeper:
         """
         if not self._resume:
             return
-        if self.folder.checkpoint.exists():
-            config, state = load_checkpoint(self.folder.checkpoint, fit.task.train[0].device)
-            changed = differences(config, self.config)
-            if changed:
-                raise CheckpointError(f"{self.folder.checkpoint} belongs to another configuration: {changed}")
-            fit.load_state_dict(state)
-            self._kept_at = fit.step_count
+        try:
+            if self.folder.has_checkpoint():
+                self._load(fit)
+            if self._writes:
+                self._metrics.cut(fit.step_count)
+                self._epochs.cut(fit.epoch_count)
+        except (CheckpointError, ValueError, OSError) as error:
+            fit.sharing.agree(str(error))  # no process waits for one that has left
+            raise
+        fit.sharing.agree(steps_of_the_checkpoint=fit.step_count)
         self._num_epochs = fit.epoch_count
-        if not self._writes:
-            return
-        self._metrics.cut(fit.step_count)
-        self._epochs.cut(fit.epoch_count)
+
+    def _load(self, fit: Fit) -> None:
+        config, state, problem = load_newest(self.folder.checkpoint, fit.task.train[0].device)
+        changed = differences(config, self.config)
+        if changed:
+            raise CheckpointError(f"{self.folder.checkpoint} belongs to another configuration: {changed}")
+        fit.load_state_dict(state)
+        self._kept_at, self._damaged = fit.step_count, problem is not None
+        if problem is not None and self._writes:
+            self._tell(f"note: {problem}, after {self._steps()}")
 
     def keep(self, fit: Fit, row: Row) -> None:
         """
@@ -99,8 +111,8 @@ class FitKeeper:
                 self._metrics.sync()
                 self._epochs.sync()
                 self._writer.flush()
-                save_checkpoint(self.folder.checkpoint, self.config, state)
-            self._kept_at = fit.step_count
+                save_checkpoint(self.folder.checkpoint, self.config, state, keep=not self._damaged)
+            self._kept_at, self._damaged = fit.step_count, False
         if signum and not last:
             raise InterruptedFit(signum, fit.step_count)
 
@@ -118,8 +130,10 @@ class FitKeeper:
         """:returns: where it is and how old, in words."""
         if self._kept_at is None:
             return "there is no checkpoint before it"
-        steps = "1 step" if self._kept_at == 1 else f"{self._kept_at} steps"
-        return f"the last good checkpoint, after {steps}, is {self.folder.checkpoint}"
+        return f"the last good checkpoint, after {self._steps()}, is {self.folder.checkpoint}"
+
+    def _steps(self) -> str:
+        return "1 step" if self._kept_at == 1 else f"{self._kept_at} steps"
 
     def _open(self, step: int) -> None:
         # Slow to import; --help need not wait for it.

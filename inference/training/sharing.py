@@ -20,6 +20,7 @@ from prob_moe.parallel import (
     load_full_state_dict,
     sum_gradients,
 )
+from prob_moe.parallel.mesh import agree
 
 State = dict[str, Any]
 
@@ -50,6 +51,14 @@ class Sharing:
     def largest(self, value: int) -> int:
         """:returns: over all processes."""
         return value
+
+    def agree(self, problem: str | None = None, **facts: object) -> None:
+        """
+        Tell the other processes what has to be the same everywhere.
+
+        :param problem: why this process cannot go on, if so.
+        :raises ValueError: in all processes, if one has a problem, or facts differ.
+        """
 
     def sum_gradients(self, model: nn.Module) -> None:
         """After the backward pass."""
@@ -133,6 +142,10 @@ class InGroups(Sharing):
         told = torch.tensor(value, device=self.mesh.device_type)
         dist.all_reduce(told, dist.ReduceOp.MAX)
         return int(told)
+
+    def agree(self, problem: str | None = None, **facts: object) -> None:
+        if self.mesh is not None:
+            agree(problem, **facts)
 
     def sum_gradients(self, model: nn.Module) -> None:
         if self.mesh is not None:

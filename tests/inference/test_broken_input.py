@@ -11,9 +11,10 @@ import torch
 from typer.testing import CliRunner
 
 from inference.cli import app
-from inference.runs.checkpoint import FORMAT
+from inference.runs.checkpoint import FORMAT, load_checkpoint
 from inference.runs.lock import FolderLock
 from inference.runs.run_folder import RunFolder
+from tests.inference.runs.test_checkpoint import same
 
 RUN = ["fit", "piecewise", "--num-epochs", "2", "--checkpoint-every", "2", "--assignment", "skip"]
 NUM_STEPS = 6
@@ -147,9 +148,12 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def edit(edited: Callable[[bytes], bytes], name: str = "seed_0/fit.checkpoint") -> Callable[[Path], None]:
+def edit(edited: Callable[[bytes], bytes], name: str = "") -> Callable[[Path], None]:
+    """Change a file; without a name both checkpoints, since one would do."""
+
     def damage(out: Path) -> None:
-        (out / name).write_bytes(edited((out / name).read_bytes()))
+        for file in [name] if name else ["seed_0/fit.checkpoint", "seed_0/fit.checkpoint.before"]:
+            (out / file).write_bytes(edited((out / file).read_bytes()))
 
     return damage
 
@@ -180,7 +184,7 @@ def swap(out: Path) -> None:
         (edit(lambda content: b"GIF89a"), ["--resume"], "fit.checkpoint is not a checkpoint of a fit"),
         (edit(lambda content: b""), ["--resume"], "fit.checkpoint is not a checkpoint of a fit"),
         (
-            edit(lambda content: content.replace(f"format {FORMAT}".encode(), b"format 99", 1)),
+            edit(lambda content: content.replace(f'"format":"{FORMAT}"'.encode(), b'"format":"99"', 1)),
             ["--resume"],
             f"fit.checkpoint has format version 99, and this program reads {FORMAT}",
         ),
@@ -217,6 +221,22 @@ def test_a_folder_that_does_not_fit(
     command = ["fit", "piecewise"] if "--resume" in arguments else RUN
     assert message in refused(*command, *arguments, "--out", str(out))
     assert _content(out) == before
+
+
+def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(done: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    _copy(done, out)
+    newest = RunFolder(out).seed(0).checkpoint
+    edit(lambda content: content[:2000], "seed_0/fit.checkpoint")(out)
+    result = CliRunner().invoke(app, ["fit", "piecewise", "--resume", "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    told = "is truncated or damaged, so that the checkpoint before it is read, after 4 steps"
+    assert f"note: {newest} {told}\n" in result.stderr
+    assert same(*(_timeless(load_checkpoint(RunFolder(run).seed(0).checkpoint)[1]) for run in (done, out)))
+
+
+def _timeless(state: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in state.items() if name not in ("wall", "cpu")}
 
 
 def test_a_folder_that_another_process_writes_to(done: Path, tmp_path: Path) -> None:

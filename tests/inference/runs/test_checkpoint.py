@@ -1,6 +1,7 @@
 """Checkpoints hold what was put in; what is damaged, foreign, or cannot be written is refused; the old one stays."""
 
 import errno
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyro.distributions import constraints
+from safetensors import safe_open
 from torch import nn
 
-from inference.runs.checkpoint import FORMAT, CheckpointError, load_checkpoint, save_checkpoint
+from inference.runs.checkpoint import (
+    FORMAT,
+    CheckpointError,
+    DamagedCheckpointError,
+    before,
+    load_checkpoint,
+    load_newest,
+    save_checkpoint,
+)
 from inference.training.param_store import param_store_state, set_param_store
 from inference.training.random_state import random_state, set_random_state
 
@@ -107,10 +117,71 @@ def test_every_truncation_and_every_flipped_byte_is_found(written: Path) -> None
 
 
 def test_another_version_is_named(written: Path) -> None:
-    content = written.read_bytes().replace(f"format {FORMAT},".encode(), b"format 7,", 1)
+    content = written.read_bytes().replace(f'"format":"{FORMAT}"'.encode(), b'"format":"7"', 1)
     written.write_bytes(content)
     with pytest.raises(CheckpointError, match=f"has format version 7, and this program reads {FORMAT}"):
         load_checkpoint(written)
+
+
+def test_tensors_have_names_that_anybody_can_read(written: Path) -> None:
+    """Without a line of this program, and without running code."""
+    with safe_open(written, "pt") as file:
+        assert torch.equal(file.get_tensor("state.x"), torch.arange(5.0))
+        assert json.loads(file.metadata()["content"])["config"] == {"items": [["seed", 0]]}
+
+
+def test_tensors_that_share_memory_come_back_apart(tmp_path: Path) -> None:
+    whole = torch.arange(6.0).view(2, 3)
+    state = {"whole": whole, "again": whole, "row": whole[1], "turned": whole.T, "a": {"b": whole[0]}, "a.b": 1}
+    save_checkpoint(tmp_path / "fit.checkpoint", {}, state)
+    assert same(load_checkpoint(tmp_path / "fit.checkpoint")[1], state)
+
+
+# Two are kept ---------------------------------------------------------------------------------------------------------
+
+
+def test_two_are_kept(written: Path) -> None:
+    for step in range(3):
+        save_checkpoint(written, {}, {"step": step})
+    assert load_newest(written) == ({}, {"step": 2}, None)
+    assert load_checkpoint(before(written)) == ({}, {"step": 1})
+    assert sorted(file.name for file in written.parent.iterdir()) == [written.name, before(written).name]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "missing", "foreign"])
+def test_where_the_newest_is_damaged_the_one_before_is_read(written: Path, damage: str) -> None:
+    save_checkpoint(written, {"seed": 0}, {"x": 2})
+    content = written.read_bytes()
+    written.write_bytes({"truncated": content[:-1], "foreign": b"GIF89a"}.get(damage, b""))
+    if damage == "missing":
+        written.unlink()
+    _, state, problem = load_newest(written)
+    assert torch.equal(state["x"], torch.arange(5.0))
+    assert problem.startswith(str(written))
+    assert problem.endswith("so that the checkpoint before it is read")
+    # The next one does not put the damaged one in the place of the one that was whole.
+    save_checkpoint(written, {}, {"x": 3}, keep=False)
+    assert load_checkpoint(written)[1] == {"x": 3}
+    assert torch.equal(load_checkpoint(before(written))[1]["x"], torch.arange(5.0))
+
+
+def test_where_both_are_damaged_the_newest_is_named(written: Path) -> None:
+    save_checkpoint(written, {}, {})
+    for path in (written, before(written)):
+        path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DamagedCheckpointError, match=r"fit\.checkpoint is truncated or damaged: put a copy"):
+        load_newest(written)
+
+
+def test_another_version_is_not_taken_for_damage(written: Path) -> None:
+    """The version that wrote it loses nothing, and going on from the one before would."""
+    save_checkpoint(written, {}, {})
+    written.write_bytes(b"prob_moe checkpoint, format 2, sha256 00ff\nPK")
+    with pytest.raises(CheckpointError, match=f"has format version 2, and this program reads {FORMAT}"):
+        load_newest(written)
+
+
+# Foreign files, full disks --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("content", [b"", b"hello\n", b"PK\x03\x04", b"\x80\x02}q\x00."])

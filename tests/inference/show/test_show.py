@@ -162,12 +162,24 @@ def test_what_is_not_a_run_gives_one_line(run: Path, damage: Callable[[Path], No
     assert not (run / "report.html").exists()
 
 
+def checkpoints(seed: Path) -> list[Path]:
+    return sorted(seed.glob("fit.checkpoint*"))
+
+
+def two_kept(seed: Path) -> None:
+    """Of which the newest is damaged."""
+    newest = seed / "fit.checkpoint"
+    shutil.copy(newest, seed / "fit.checkpoint.before")
+    truncate(newest)
+
+
 @pytest.mark.parametrize(
     ("damage", "message", "pictures", "left_out"),
     [
-        (lambda seed: (seed / "fit.checkpoint").unlink(), "no checkpoint in", 4, 4),
-        (lambda seed: truncate(seed / "fit.checkpoint"), "fit.checkpoint is truncated or damaged", 4, 4),
-        (lambda seed: (seed / "fit.checkpoint").write_text("tea"), "is not a checkpoint of a fit", 4, 4),
+        (lambda seed: [file.unlink() for file in checkpoints(seed)], "no checkpoint in", 4, 4),
+        (lambda seed: [truncate(file) for file in checkpoints(seed)], "fit.checkpoint is truncated or damaged", 4, 4),
+        (lambda seed: [file.write_text("tea") for file in checkpoints(seed)], "is not a checkpoint of a fit", 4, 4),
+        (lambda seed: two_kept(seed), "so that the checkpoint before it is read", 8, 0),
         (
             lambda seed: shutil.copy(seed.parent / "seed_1" / "fit.checkpoint", seed),
             "belongs to another configuration: seed was 1 and is 0 now",
