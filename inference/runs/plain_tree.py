@@ -31,6 +31,7 @@ def to_text(tree: Any) -> tuple[str, dict[str, Tensor]]:
     :param tree: nested dicts, lists and tuples of tensors and plain values.
     :returns: JSON, and the tensors by name: the path to them, on the CPU, none of which shares memory with another.
 
+    >>> import torch
     >>> to_text({"step": 3, "weight": torch.ones(2), "size": (2, 1)})
     ('{"step": 3, "weight": {"tensor": "weight"}, "size": {"tuple": [2, 1]}}', {'weight': tensor([1., 1.])})
     """
