@@ -1,14 +1,11 @@
 """The command ``study``."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
-import joblib
 import pandas as pd
 import typer
 
@@ -27,6 +24,7 @@ from inference.study.serving_tables import by_serving, ruined_rows
 from inference.study.settings import Run
 from inference.study.statistics import VIEWS, by_arm, by_setting, contrasts, seed_table
 from inference.study.tables import arm_table, contrast_table, serving_table
+from inference.study.workers import workers
 
 #: in the order in which they are told
 PICTURES = ("pieces", "serving", "summary", "claims", "robustness", "curves", "fits")
@@ -79,7 +77,10 @@ def study(
     seed: Annotated[int, typer.Option(help="First seed of data, parameters and draws.")] = 0,
     jobs: Annotated[int, typer.Option(help="Processes; -1 for one a core.")] = -1,
     scheduler: Annotated[
-        str | None, typer.Option(help="Address of a Dask scheduler whose workers train, tcp://host:port.")
+        str | None,
+        typer.Option(
+            help="Address of a Dask scheduler whose workers train, tcp://host:port; or local for --jobs here."
+        ),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for runs, tables and pictures.")] = Path("results/study"),
     plugin: Plugins = None,
@@ -126,7 +127,7 @@ def study(
         runs = chosen.runs()
         kept = "; finished runs are kept, and not trained again"
         output_folder(out, OUTPUTS["study"], overwrite=overwrite, kept=kept).mkdir(parents=True, exist_ok=True)
-        with progress_bar() as progress, _backend(scheduler, jobs):
+        with progress_bar() as progress, workers(scheduler, jobs):
             bar = progress.add_task("runs", total=len(runs))
             done = run_all(runs, Cache(out / "runs"), advance=lambda count: progress.update(bar, advance=count))
         tables = _write(runs, done, chosen, out)
@@ -146,22 +147,6 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
 def _fixed(value: Any) -> Any:
     """Lists become tuples, each value once."""
     return tuple(dict.fromkeys(value)) if isinstance(value, list) else value
-
-
-@contextmanager
-def _backend(scheduler: str | None, jobs: int) -> Iterator[None]:
-    """joblib's processes: this machine's, or the workers of a Dask cluster."""
-    if scheduler is None:
-        with joblib.parallel_config(backend="sequential" if jobs == 1 else "loky", n_jobs=jobs):
-            yield
-        return
-    try:
-        from distributed import Client
-    except ImportError:
-        raise ValueError("--scheduler needs Dask: pip install 'prob_moe[cluster]'") from None
-    client = Client(scheduler, timeout=10)  # type: ignore[no-untyped-call]
-    with client, joblib.parallel_config(backend="dask", n_jobs=-1):
-        yield
 
 
 def _write(runs: list[Run], done: list[Record], grid: Grid, out: Path) -> dict[str, pd.DataFrame]:
