@@ -35,6 +35,15 @@ def check_fraction(name: str, value: Any) -> float:
     return float(value)
 
 
+def check_positive(name: str, value: Any) -> float:
+    """
+    :raises ValueError: ``value`` is no positive finite number.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not 0 < value < np.inf:
+        raise ValueError(f"{name}={value!r} must be a positive number")
+    return float(value)
+
+
 def column_places(name: str, chosen: Any, num_columns: int, names: Sequence[str] | None) -> np.ndarray:
     """
     :param chosen: names or places of columns; None for all.

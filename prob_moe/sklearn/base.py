@@ -1,7 +1,6 @@
 """What estimators of mixtures have in common: from X and y to a maximum, and what follows from it."""
 
 import warnings
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,18 +10,27 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from prob_moe.sklearn.arguments import check_choice, check_count, column_places
+from prob_moe.sklearn.arguments import check_choice, check_count, check_fraction, check_positive, column_places
 from prob_moe.sklearn.errors import Units, covariances, in_units, shares
 from prob_moe.sklearn.families import Family
-from prob_moe.sklearn.fitted import FittedMixture
-from prob_moe.sklearn.problem import Problem
+from prob_moe.sklearn.fitted import Fitted, FittedMixture, FittedNetwork
+from prob_moe.sklearn.prepared import Columns, Prepared, prepare
 from prob_moe.sklearn.saving import SavedEstimator
-from prob_moe.sklearn.search import Maximum, find_maximum, one_expert_floors
+from prob_moe.sklearn.search import Maximum, find_maximum
 from prob_moe.sklearn.summary import SummarisedEstimator
-from prob_moe.sklearn.table import Floats, distinct_rows, distinct_units, standard_of
+from prob_moe.sklearn.table import Floats
+from prob_moe.sklearn.training import Options, train
 
 #: Tables of more distinct rows get fewer starts, in proportion, unless told otherwise.
 ROWS = 2000
+
+#: Attributes of exact fits, which others do not have; and the other way round.
+EXACT = (
+    *("coef_", "intercept_", "scale_", "degrees_of_freedom_", "router_coef_", "router_intercept_", "parameters_"),
+    *("covariance_", "robust_covariance_", "aic_", "bic_", "icl_", "restart_log_likelihoods_"),
+    *("floor_log_likelihood_", "on_floor_", "converged_"),
+)
+TRAINED = ("loss_curve_", "restart_scores_")
 
 
 class FloorWarning(UserWarning):
@@ -32,16 +40,40 @@ class FloorWarning(UserWarning):
 class MixtureEstimator(SavedEstimator, SummarisedEstimator):
     """Finds the maximum, orders the experts, and has their attributes; what y is, subclasses know."""
 
-    mixture_: FittedMixture
+    mixture_: Fitted
     #: Starts unless told otherwise.
     _restarts: int = 200
 
     def _check_options(self) -> None:
         check_count("num_experts", self.num_experts)
-        check_choice("experts", self.experts, ["linear"])
-        check_choice("router", self.router, ["linear", "constant"])
-        if self.restarts is not None:
-            check_count("restarts", self.restarts)
+        check_choice("experts", self.experts, ["linear", "mlp"])
+        check_choice("router", self.router, ["linear", "constant", "mlp"])
+        check_choice("objective", self.objective, ["auto", "marginal", "bound"])
+        for name in ("restarts", "num_epochs"):
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name))
+        for name in ("hidden_features", "batch_size"):
+            check_count(name, getattr(self, name))
+        check_positive("learning_rate", self.learning_rate)
+        if self.validation_fraction:
+            check_fraction("validation_fraction", self.validation_fraction)
+        if self.num_selected is not None:
+            check_count("num_selected", self.num_selected, min(2, self.num_experts))
+            if self.num_selected > self.num_experts:
+                raise ValueError(
+                    f"num_selected={self.num_selected} must be at most the number of experts, {self.num_experts}"
+                )
+            if self.objective == "marginal":
+                raise ValueError(
+                    f"num_selected={self.num_selected} is for the mixture bound, but objective='marginal'; give "
+                    "objective='bound' or 'auto', or leave num_selected out"
+                )
+
+    @property
+    def _selected(self) -> int | None:
+        """Experts of a row in training on the mixture bound; None for the exact marginal."""
+        bound = self.objective == "bound"
+        return min(2, self.num_experts) if bound and self.num_selected is None else self.num_selected
 
     def _fit_table(
         self, x: Floats, target: Floats, weights: Floats, family: Family, offset: Floats | None, units: Any
@@ -57,82 +89,55 @@ class MixtureEstimator(SavedEstimator, SummarisedEstimator):
         router_places = column_places("router_columns", self.router_columns, x.shape[1], names)
         if self.router == "constant":
             router_places = router_places[:0]
-        used, num_rows = np.union1d(expert_places, router_places), len(x)
-        rows = np.column_stack([target.T, np.zeros(num_rows) if offset is None else offset, x[:, used]])
-        if units is None:
-            rows, weights = distinct_rows(rows, weights)
+        columns = Columns(expert_places, router_places, names)
+        prepared = prepare(self.num_experts, family, x, target, weights, offset, units, columns)
+        for name in (*EXACT, *TRAINED):
+            self.__dict__.pop(name, None)
+        if self.experts == "mlp" or self.router == "mlp" or self._selected is not None:
+            if units is not None:
+                raise ValueError("units are for linear experts, a linear router and the exact marginal; leave them out")
+            self._fit_networks(prepared)
         else:
-            rows, weights, units = distinct_units(rows, weights, units)
-        target, offset, x = rows[:, : len(target)].T, rows[:, len(target)], np.zeros((len(rows), x.shape[1]))
-        x[:, used] = rows[:, len(target) + 1 :]
-        independent = len(rows) if units is None else int(units[-1]) + 1
-        if self.num_experts > independent:
-            what = "rows" if units is None else "units"
-            raise ValueError(
-                f"num_experts={self.num_experts} must be at most the number of distinct {what}, but "
-                f"n_samples={num_rows}, of which {independent} are distinct and have weight"
-            )
-        first = np.arange(len(rows)) if units is None else np.flatnonzero(np.diff(units, prepend=-1))
-        if units is not None:
-            self._check_router(x[:, router_places], first[units], router_places, names)
-        experts = standard_of(x[:, expert_places], weights)
-        router = standard_of(x[:, router_places], weights)
-        self._warn_of_constants(used[~standard_of(x[:, used], weights).varies], names)
-        standard = standard_of(target[:1].T, weights)
-        centre, scale = (float(standard.centre[0]), float(standard.scale[0])) if family.in_units_of_y else (0.0, 1.0)
-        low, high = torch.tensor([*zip(*family.bounds)] or [[], []], dtype=torch.float64)
-        alone = np.ones(independent)
-        problem = Problem(
-            family,
-            self.num_experts,
-            torch.from_numpy(experts.design(x[:, expert_places])),
-            torch.from_numpy(router.design(x[first][:, router_places])),
-            torch.from_numpy(np.vstack([(target[:1] - centre) / scale, target[1:]])),
-            torch.from_numpy(offset / scale),
-            torch.from_numpy(np.ones_like(weights) if units is None else weights),
-            torch.from_numpy(weights if units is None else alone),
-            None if units is None else torch.from_numpy(units),
-            low,
-            high,
-        )
-        problem = replace(problem, floors=one_expert_floors(problem))
-        restarts = self.restarts or max(8, min(self._restarts, self._restarts * ROWS // len(rows)))
+            self._fit_exactly(prepared)
+
+    def _fit_exactly(self, prepared: Prepared) -> None:
+        problem = prepared.problem
+        restarts = self.restarts or max(8, min(self._restarts, self._restarts * ROWS // len(problem.columns)))
         maximum = find_maximum(problem, restarts, check_random_state(self.random_state))
         order = shares(maximum).argsort(descending=True, stable=True)
         maximum = maximum._replace(vector=problem.layout.permuted(maximum.vector.unsqueeze(0), order)[0])
-        self.mixture_ = FittedMixture(
-            family.name,
-            self.num_experts,
-            family.num_predictors,
-            expert_places,
-            router_places,
-            experts,
-            router,
-            centre,
-            scale,
-            maximum.vector.numpy(),
-        )
-        self._set_attributes(maximum, Units(maximum, experts, router, centre, scale))
+        self.mixture_ = FittedMixture(**prepared.fitted, vector=maximum.vector.numpy())
+        units = Units(maximum, prepared.experts, prepared.router, prepared.centre, prepared.scale)
+        self._set_attributes(maximum, units)
 
-    def _check_router(self, columns: Floats, first: np.ndarray, places: np.ndarray, names: Any) -> None:
-        varying = (columns != columns[first]).any(0)
-        if varying.any():
-            column = _name(places[int(np.argmax(varying))], names)
-            raise ValueError(
-                f"units: column {column} varies within a unit, whose rows share their expert; give router_columns that "
-                "do not, or router='constant'"
-            )
-
-    def _warn_of_constants(self, places: np.ndarray, names: Any) -> None:
-        if len(places):
-            words = ", ".join(_name(place, names) for place in places)
-            warnings.warn(f"X is constant in column {words}: its coefficients are 0", UserWarning, stacklevel=4)
+    def _fit_networks(self, prepared: Prepared) -> None:
+        hidden, router = ({"mlp": self.hidden_features}.get(kind) for kind in (self.experts, self.router))
+        sizes = (self.num_epochs, self.batch_size, self.learning_rate, self.validation_fraction or 0.0)
+        options, problem = Options(hidden, router, self._selected, *sizes), prepared.problem
+        generator = check_random_state(self.random_state)
+        fits = [train(problem, options, generator) for _ in range(self.restarts or 1)]
+        best = max(fits, key=lambda each: each.score)
+        weights = problem.unit_weights / problem.unit_weights.sum()
+        with torch.no_grad():
+            each = best.networks.log_router(problem.router_columns).exp() @ weights
+            best.networks.permute(each.argsort(descending=True, stable=True))
+            rows = best.networks.log_marginal(problem.columns, problem.router_columns, problem.target, problem.offset)
+        state = {name: value.detach().numpy() for name, value in best.networks.state_dict().items()}
+        self.mixture_ = FittedNetwork(**prepared.fitted, hidden_features=hidden, router_features=router, weights=state)
+        self.shares_ = each.sort(descending=True).values.numpy()
+        self.num_observations_ = float(problem.unit_weights.sum())
+        nats = self.num_observations_ * np.log(prepared.scale)
+        self.log_likelihood_ = float(rows @ problem.unit_weights) - nats
+        self.num_parameters_ = sum(parameter.numel() for parameter in best.networks.parameters())
+        self.restart_scores_ = np.array([each.score for each in fits]) - np.log(prepared.scale)
+        self.loss_curve_ = best.curve + np.array([np.log(prepared.scale)] * 2 + [0.0])
 
     def _set_attributes(self, maximum: Maximum, units: Units) -> None:
         problem = maximum.problem
         total, size = float(problem.unit_weights.sum()), problem.layout.size
         nats = float(problem.row_frequencies.sum() * np.log(self.mixture_.y_scale))
         self.log_likelihood_ = maximum.log_likelihood - nats
+        self.restart_log_likelihoods_ = maximum.all_values.numpy() - nats
         self.floor_log_likelihood_ = maximum.floor_log_likelihood - nats
         self.on_floor_, self.converged_ = maximum.on_the_floor, maximum.converged
         self.num_parameters_, self.num_observations_ = size, total
@@ -198,6 +203,9 @@ class MixtureEstimator(SavedEstimator, SummarisedEstimator):
         :raises ValueError: there is no such kind.
         """
         check_choice("kind", kind, ["hessian", "hc0"])
+        check_is_fitted(self, "mixture_")
+        if isinstance(self.mixture_, FittedNetwork):
+            raise ValueError("a mixture of networks has no standard errors; use linear experts and the exact marginal")
         covariance = self.covariance_ if kind == "hessian" else self.robust_covariance_
         blocks = self._blocks(np.sqrt(np.diagonal(covariance)))
         for name in ("scale", "degrees_of_freedom"):
@@ -217,7 +225,3 @@ class MixtureEstimator(SavedEstimator, SummarisedEstimator):
     def _log_joint(self, x: Floats, target: Floats, offset: Floats | None = None) -> Tensor:
         """log of the probability of every expert and of the density of y, (k, n)."""
         return self.mixture_.log_router(x) + self.mixture_.log_likelihoods(x, target, offset)
-
-
-def _name(place: int, names: Any) -> str:
-    return repr(str(names[place])) if names is not None else str(place)

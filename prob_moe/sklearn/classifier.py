@@ -25,12 +25,21 @@ class MixtureClassifier(ClassifierMixin, MixtureEstimator):
     Fitted as :class:`MixtureRegressor` is. There is no floor, as probabilities have an upper bound.
 
     :param num_experts: k.
-    :param experts: "linear".
-    :param router: "linear", or "constant" where the weights do not depend on X.
+    :param experts: "linear", or "mlp": one hidden layer of tanh units.
+    :param router: "linear", "constant" where the weights do not depend on X, or "mlp".
     :param expert_columns: names or places of the columns that experts see; None for all of them.
     :param router_columns: the same for the router.
+    :param num_selected: m, from 2 to k: train on the mixture bound with m experts for every row.
+    :param objective: "marginal", the exact likelihood; "bound", the mixture bound, with ``num_selected`` experts or 2;
+        "auto", the bound where ``num_selected`` is given.
     :param restarts: number of starts; None for 20, or 40,000 / n where there are more than 2000 distinct rows, but at
-        least 8.
+        least 8. Of networks that many fits, None for one.
+    :param hidden_features: of networks with a hidden layer; this and what follows counts for networks and the bound.
+    :param num_epochs: passes over the rows; None for 1000 steps.
+    :param batch_size: rows of a step.
+    :param learning_rate: of Adam.
+    :param validation_fraction: of the distinct rows that are set aside where there are at least 100, to keep the best
+        parameters on the way; 0 for none.
     :param random_state: of the starts.
 
     Attributes as those of :class:`MixtureRegressor`, but ``coef_`` (k, C - 1, p) and ``intercept_`` (k, C - 1), which
@@ -55,7 +64,14 @@ class MixtureClassifier(ClassifierMixin, MixtureEstimator):
         router: str = "linear",
         expert_columns: Any = None,
         router_columns: Any = None,
+        num_selected: int | None = None,
+        objective: str = "auto",
         restarts: int | None = None,
+        hidden_features: int = 32,
+        num_epochs: int | None = None,
+        batch_size: int = 256,
+        learning_rate: float = 0.01,
+        validation_fraction: float = 0.1,
         random_state: Any = None,
     ) -> None:
         self.num_experts = num_experts
@@ -63,7 +79,14 @@ class MixtureClassifier(ClassifierMixin, MixtureEstimator):
         self.router = router
         self.expert_columns = expert_columns
         self.router_columns = router_columns
+        self.num_selected = num_selected
+        self.objective = objective
         self.restarts = restarts
+        self.hidden_features = hidden_features
+        self.num_epochs = num_epochs
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.validation_fraction = validation_fraction
         self.random_state = random_state
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None, *, units: Any = None) -> "MixtureClassifier":

@@ -46,14 +46,28 @@ class MixtureRegressor(RegressorMixin, MixtureEstimator):
     Where the numbers of a table are rounded and the router is constant, many such lines are sharp maxima: then another
     ``random_state`` can still find another one, and more ``restarts`` a better one.
 
+    With an "mlp", or on the mixture bound, router and experts are trained in minibatches instead, by Adam, with a
+    normal prior of standard deviation 3 on the weights for standardised columns: no maximum is found there, and there
+    are neither coefficients nor standard errors. The bound (:class:`~prob_moe.estimators.TraceMixture_ELBO`) costs m of
+    k experts for a row. Where experts are small all of them are better than two, and cost little more.
+
     :param num_experts: k.
     :param family: the law of y given an expert: "gaussian", "student", "poisson", "binomial" or "gamma".
-    :param experts: "linear".
-    :param router: "linear", or "constant" where the weights do not depend on X.
+    :param experts: "linear", or "mlp": one hidden layer of tanh units, which puts out the logarithm of the scale, too.
+    :param router: "linear", "constant" where the weights do not depend on X, or "mlp".
     :param expert_columns: names or places of the columns that experts see; None for all of them.
     :param router_columns: the same for the router.
+    :param num_selected: m, from 2 to k: train on the mixture bound with m experts for every row.
+    :param objective: "marginal", the exact likelihood; "bound", the mixture bound, with ``num_selected`` experts or 2;
+        "auto", the bound where ``num_selected`` is given.
     :param restarts: number of starts; None for 200, or 400,000 / n where there are more than 2000 distinct rows, but at
-        least 8.
+        least 8. Of networks that many fits, None for one.
+    :param hidden_features: of networks with a hidden layer; this and what follows counts for networks and the bound.
+    :param num_epochs: passes over the rows; None for 1000 steps.
+    :param batch_size: rows of a step.
+    :param learning_rate: of Adam.
+    :param validation_fraction: of the distinct rows that are set aside where there are at least 100, to keep the best
+        parameters on the way; 0 for none.
     :param random_state: of the starts.
 
     Attributes, experts in the order of decreasing share:
@@ -67,8 +81,13 @@ class MixtureRegressor(RegressorMixin, MixtureEstimator):
     * ``parameters_`` (D,): expert by expert its intercept, coefficients and logarithm of the scale; then for every
       expert but the first the router's intercept and coefficients. ``covariance_`` (D, D) is the inverse of the
       observed information, ``robust_covariance_`` White's estimate HC0. What the table does not determine is nan.
+    * ``restart_log_likelihoods_`` (restarts,): where every start ended, with what the ridge costs.
     * ``floor_log_likelihood_``: the best maximum on the floor, -inf if there was none; ``on_floor_``: whether the
       returned one is; ``converged_``.
+
+    Of networks there are ``shares_``, ``log_likelihood_``, ``num_parameters_``, ``restart_scores_`` (nats per row, of
+    the rows set aside if there are any), and ``loss_curve_`` (looks, 3): minus the objective in training and minus the
+    log-likelihood of the rows set aside, nats per row, and the epoch.
 
     >>> import numpy as np
     >>> x = np.linspace(-1, 1, 200)
@@ -87,7 +106,14 @@ class MixtureRegressor(RegressorMixin, MixtureEstimator):
         router: str = "linear",
         expert_columns: Any = None,
         router_columns: Any = None,
+        num_selected: int | None = None,
+        objective: str = "auto",
         restarts: int | None = None,
+        hidden_features: int = 32,
+        num_epochs: int | None = None,
+        batch_size: int = 256,
+        learning_rate: float = 0.01,
+        validation_fraction: float = 0.1,
         random_state: Any = None,
     ) -> None:
         self.num_experts = num_experts
@@ -96,7 +122,14 @@ class MixtureRegressor(RegressorMixin, MixtureEstimator):
         self.router = router
         self.expert_columns = expert_columns
         self.router_columns = router_columns
+        self.num_selected = num_selected
+        self.objective = objective
         self.restarts = restarts
+        self.hidden_features = hidden_features
+        self.num_epochs = num_epochs
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.validation_fraction = validation_fraction
         self.random_state = random_state
 
     def fit(
@@ -166,7 +199,7 @@ class MixtureRegressor(RegressorMixin, MixtureEstimator):
         rows, draws = np.arange(len(X)), []
         for _ in range(count):
             expert = (generator.uniform(size=len(X)) * p[-1] >= p).sum(0)
-            law = mixture.family.law(predictors[:, expert, rows], dispersions[:, expert, 0], trials)
+            law = mixture.family.law(predictors[:, expert, rows], dispersions[:, expert, rows], trials)
             draws.append(law.rvs(random_state=generator))
         result = mixture.y_centre + mixture.y_scale * np.stack(draws)
         return result[0] if num_samples is None else result
@@ -197,7 +230,7 @@ class MixtureRegressor(RegressorMixin, MixtureEstimator):
         return np.stack([y, np.ones_like(y) if trials is None else trials])
 
     def _local(self, x: Floats, offset: Any, trials: Any) -> tuple[Floats, Floats, Floats]:
-        """Predictors (m, k, n), dispersions (d, k, 1) and trials (n,)."""
+        """Predictors (m, k, n), dispersions (d, k, n) and trials (n,)."""
         given = row_numbers("trials", trials, len(x))
-        predictors = self.mixture_.predictors(x, row_numbers("offset", offset, len(x)))
-        return predictors.numpy(), self.mixture_.dispersions().numpy(), np.ones(len(x)) if given is None else given
+        predictors, dispersions = self.mixture_.local(x, row_numbers("offset", offset, len(x)))
+        return predictors.numpy(), dispersions.numpy(), np.ones(len(x)) if given is None else given

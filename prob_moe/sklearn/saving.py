@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
-from prob_moe.sklearn.fitted import FittedMixture
+from prob_moe.sklearn.fitted import Fitted, FittedMixture, FittedNetwork
 from prob_moe.sklearn.table import Standard
 
 #: Of the files; raised whenever older ones cannot be read as they are.
@@ -79,27 +79,31 @@ class SavedEstimator(BaseEstimator):
         return estimator
 
 
-def _flat(mixture: FittedMixture) -> dict[str, Any]:
+def _flat(mixture: Fitted) -> dict[str, Any]:
     """Fields by name; those of fields by two names."""
     flat: dict[str, Any] = {}
     for field in fields(mixture):
         value = getattr(mixture, field.name)
         if isinstance(value, Standard):
-            flat |= {f"mixture_.{field.name}.{name}": part for name, part in value._asdict().items()}
+            value = value._asdict()
+        if isinstance(value, dict):
+            flat |= {f"mixture_.{field.name}.{name}": part for name, part in value.items()}
         else:
             flat[f"mixture_.{field.name}"] = value
     return flat
 
 
-def _mixture(state: dict[str, Any]) -> FittedMixture:
+def _mixture(state: dict[str, Any]) -> Fitted:
+    kind = FittedMixture if "mixture_.vector" in state else FittedNetwork
     values: dict[str, Any] = {}
-    for field in fields(FittedMixture):
+    for field in fields(kind):
         name = f"mixture_.{field.name}"
         if name in state:
             values[field.name] = state[name]
-        else:
-            values[field.name] = Standard(**{part: state[f"{name}.{part}"] for part in Standard._fields})
-    return FittedMixture(**values)
+            continue
+        parts = {part[len(name) + 1 :]: value for part, value in state.items() if part.startswith(f"{name}.")}
+        values[field.name] = Standard(**parts) if set(parts) == set(Standard._fields) else parts
+    return kind(**values)
 
 
 def _plain(value: Any) -> Any:

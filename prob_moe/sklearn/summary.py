@@ -5,7 +5,9 @@ from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator
+from sklearn.utils.validation import check_is_fitted
 
+from prob_moe.sklearn.fitted import FittedNetwork
 from prob_moe.sklearn.table import Floats
 
 
@@ -25,6 +27,9 @@ class SummarisedEstimator(BaseEstimator):
         :returns: every expert's share, scale, coefficients with standard errors and z, and the router's coefficients.
         :raises ValueError: there is no such kind.
         """
+        check_is_fitted(self, "mixture_")
+        if isinstance(self.mixture_, FittedNetwork):
+            return self._summary_of_networks()
         errors = self.standard_errors(kind)
         names = self._names(self.mixture_.expert_places)
         router_names = self._names(self.mixture_.router_places)
@@ -45,6 +50,16 @@ class SummarisedEstimator(BaseEstimator):
             values = np.concatenate([[self.router_intercept_[j]], self.router_coef_[j]])
             spread = np.concatenate([[errors["router_intercept"][j]], errors["router_coef"][j]])
             lines += rows(["intercept", *router_names], values, spread)
+        return Summary("\n".join(lines))
+
+    def _summary_of_networks(self) -> Summary:
+        kinds = f"{self.experts} experts, {self.router} router"
+        lines = [
+            f"{type(self).__name__}: {self.mixture_.num_experts} experts, {self.mixture_.family_name}; {kinds}",
+            f"log-likelihood {self.log_likelihood_:.6g}   rows {self.num_observations_:g}   "
+            f"parameters {self.num_parameters_}",
+            *(f"expert {j}, share {share:.4f}" for j, share in enumerate(self.shares_)),
+        ]
         return Summary("\n".join(lines))
 
     def _spread(self, j: int, errors: dict[str, Floats]) -> str:
