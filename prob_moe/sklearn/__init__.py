@@ -13,5 +13,21 @@ except ImportError as _error:
 from prob_moe.sklearn.base import FloorWarning
 from prob_moe.sklearn.classifier import MixtureClassifier
 from prob_moe.sklearn.regressor import MixtureRegressor
+from prob_moe.sklearn.selection import (
+    RowWarning,
+    Selection,
+    log_likelihood_scorer,
+    rows_far_off,
+    select_num_experts,
+)
 
-__all__ = ["FloorWarning", "MixtureClassifier", "MixtureRegressor"]
+__all__ = [
+    "FloorWarning",
+    "MixtureClassifier",
+    "MixtureRegressor",
+    "RowWarning",
+    "Selection",
+    "log_likelihood_scorer",
+    "rows_far_off",
+    "select_num_experts",
+]

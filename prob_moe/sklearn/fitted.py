@@ -1,8 +1,9 @@
 """A fitted mixture: what it takes to predict, as arrays."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +41,9 @@ class Fitted(ABC):
     router: Standard
     y_centre: float
     y_scale: float
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @cached_property
     def family(self) -> Family:
@@ -138,8 +142,9 @@ class FittedNetwork(Fitted):
     @cached_property
     def _networks(self) -> Networks:
         columns, router = (int(standard.varies.sum()) + 1 for standard in (self.experts, self.router))
-        bounds = torch.from_numpy(self.weights["bounds"])
+        # Copies, as what comes from a file may be read-only.
+        weights = {name: torch.tensor(np.array(value)) for name, value in self.weights.items()}
         hidden, router_hidden = self.hidden_features, self.router_features
-        networks = Networks(self.family, self.num_experts, columns, router, hidden, router_hidden, bounds)
-        networks.load_state_dict({name: torch.from_numpy(value) for name, value in self.weights.items()})
+        networks = Networks(self.family, self.num_experts, columns, router, hidden, router_hidden, weights["bounds"])
+        networks.load_state_dict(weights)
         return networks

@@ -29,8 +29,8 @@ def wave(n: int = 240) -> tuple[np.ndarray, np.ndarray]:
     [
         MixtureRegressor(experts="mlp", num_epochs=30),
         MixtureRegressor(3, experts="mlp", objective="bound", num_epochs=30),
-        MixtureClassifier(experts="mlp", router="mlp", num_epochs=30),
-        MixtureClassifier(3, objective="bound", num_epochs=30),
+        MixtureClassifier(experts="mlp", router="mlp", num_epochs=100, learning_rate=0.05),
+        MixtureClassifier(3, objective="bound", num_epochs=100, learning_rate=0.05),
     ]
 )
 def test_scikit_learn(estimator: object, check: object) -> None:
