@@ -91,7 +91,7 @@ def slots_for(experts: nn.Module, x: Tensor, limit: int | None) -> int | None:
     """
     if isinstance(experts, ParallelExperts):
         # The loads of other processes are asked for only where nothing else bounds them.
-        return limit
+        return limit if experts.layout.num_pieces > 1 else slots_for(experts.local, x, limit)
     # A processor has the loads at once. Another device would wait for them, and slots within the limit waste little.
     if isinstance(experts, BatchedExperts | SlotExperts) and (limit is None or not x.is_cuda):
         return None
