@@ -12,6 +12,7 @@ from inference.likelihood.command import likelihood
 from inference.posterior.command import posterior
 from inference.registry.plugins import PluginError, load_installed
 from inference.runs.exits import OneLineErrors, end
+from inference.scale.command import scale
 from inference.show.command import show
 from inference.study.command import study
 
@@ -37,5 +38,5 @@ def main(
         end(str(error))
 
 
-for command in (fit, show, compare, study, gradients, likelihood, posterior):
+for command in (fit, show, compare, study, gradients, likelihood, posterior, scale):
     app.command()(command)

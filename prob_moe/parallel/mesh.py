@@ -47,8 +47,13 @@ def expert_mesh(num_experts: int, device_type: str = "cpu") -> DeviceMesh:
     if not dist.is_initialized():
         dist.init_process_group("nccl" if device_type == "cuda" else "gloo")
     world = dist.get_world_size()
-    pieces = max(size for size in range(1, min(num_experts, world) + 1) if world % size == 0)
+    pieces = pieces_among(num_experts, world)
     return init_device_mesh(device_type, (world // pieces, pieces), mesh_dim_names=DIMENSIONS)
+
+
+def pieces_among(num_experts: int, num_processes: int) -> int:
+    """:returns: among how many processes the experts are divided: the largest divisor of their number up to k."""
+    return max(size for size in range(1, min(num_experts, num_processes) + 1) if num_processes % size == 0)
 
 
 @dataclass(frozen=True, eq=False)
