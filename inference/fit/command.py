@@ -14,13 +14,12 @@ from inference.registry.builtin import REGISTRY
 from inference.registry.options import Plugins, listed, name_of
 from inference.runs.checkpoint import CheckpointError
 from inference.runs.config import FitConfig, Serve
-from inference.runs.exits import end
 from inference.runs.outputs import check_not_of_another_command
 from inference.runs.progress import console
 from inference.runs.run_folder import RunFolder
 from inference.training.device import Dtype, default_dtype
 from inference.training.interrupts import InterruptedFit
-from inference.training.torchrun import LostProcessError, check_shared, is_first, restarted
+from inference.training.torchrun import LostProcessError, check_shared, end_each, is_first, restarted
 
 
 def fit(
@@ -114,7 +113,7 @@ def fit(
     Under torchrun processes share the groups of a batch and divide the experts, with the numbers of one process. Any
     number of them goes on with a run.
 
-    Exit codes: 0 done, 1 another process is gone, 2 bad input, 130 and 143 after SIGINT and SIGTERM, with the
+    Exit codes: 0 done, 2 bad input, or another process is gone, 130 and 143 after SIGINT and SIGTERM, with the
     checkpoint written.
 
     Example: python -m inference fit digits --assignment dependent-rounding --num-seeds 3
@@ -197,14 +196,14 @@ def fit(
         if sample_text:
             files.append(write_sampled_text(chosen, results, sample_text, config.serve is Serve.SAMPLE, run))
     except LostProcessError as error:
-        end(str(error), 1)
+        end_each(str(error), 2, together=False)
     except InterruptedFit as stopped:
         plugins = "".join(f"--plugin {shlex.quote(needed)} " for needed in config.plugins())
         command = f"python -m inference fit {task} {plugins}--out {shlex.quote(str(run.path))} --resume"
-        end(f"{stopped}; the checkpoint is written, go on with: {command}", 128 + stopped.signum)
+        end_each(f"{stopped}; the checkpoint is written, go on with: {command}", 128 + stopped.signum)
     except (ValueError, NotImplementedError, CheckpointError, OSError) as error:
         # Pyro appends the shapes of the trace to what is wrong.
-        end(str(error) or f"{config.assignment} cannot be trained with the estimator {config.estimator}")
+        end_each(str(error) or f"{config.assignment} cannot be trained with the estimator {config.estimator}", 2)
     if as_json_:
         typer.echo(as_json(results, config.plain(), run))
     else:

@@ -2,8 +2,10 @@
 
 import io
 import platform
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ import pyro
 import torch
 from rich.console import Console
 from rich.progress import Progress, TaskID
+from torch.distributed.device_mesh import DeviceMesh
 
 import prob_moe
 from inference.registry.builtin import REGISTRY
@@ -28,6 +31,7 @@ from inference.training.run import FitResult, Status, run_fit, steps_per_epoch
 from inference.training.sharing import one_layer
 from inference.training.torchrun import is_first, num_started, processes
 from inference.training.trainer import NonFiniteLossError
+from prob_moe.parallel.mesh import agree
 
 #: fits 80 columns
 DETAILS = (
@@ -72,11 +76,10 @@ def fit_seeds(
     num_experts = 1 if num_started() == 1 else one_layer(model).experts.num_experts
     total = options.num_epochs * steps_per_epoch(task, options.batch_size)
     nothing = _shown(Status(0, *[float("nan")] * 4))
-    lock = FolderLock(run.path)
     with (
-        processes(num_experts, device.type, timeout) as mesh,
-        lock if is_first() else nullcontext(),
         StopSignals() as signals,
+        processes(num_experts, device.type, timeout, {**config.plain(), "resume": resume, **_versions()}) as mesh,
+        _locked(run.path, mesh) as lock,
         progress_bar(DETAILS, 6, errors if is_first() else Console(file=io.StringIO())) as progress,
     ):
         for seed in config.seeds:
@@ -97,6 +100,23 @@ def fit_seeds(
                 except NonFiniteLossError as error:
                     raise ValueError(f"{error}; {keeper.last_checkpoint()}") from error
     return results, task, config
+
+
+@contextmanager
+def _locked(folder: Path, mesh: DeviceMesh | None) -> Iterator[FolderLock]:
+    """The lock of the folder, which the first process takes; if it cannot, all of them end."""
+    lock, problem = FolderLock(folder), None
+    with ExitStack() as stack:
+        if is_first():
+            try:
+                stack.enter_context(lock)
+            except ValueError as error:
+                problem = error
+        if mesh is not None:
+            agree(None if problem is None else str(problem))
+        elif problem is not None:
+            raise problem
+        yield lock
 
 
 def _show(progress: Progress, bar: TaskID, status: Status) -> None:

@@ -18,14 +18,19 @@ def note(line: str) -> None:
     errors.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
+def tell(message: str) -> None:
+    """Print one line of what is wrong, whatever the width of the terminal."""
+    # Messages may hold brackets, which are not markup.
+    errors.print(message.partition("\n")[0], style="red", markup=False, highlight=False, soft_wrap=True)
+
+
 def end(message: str, code: int = 2) -> NoReturn:
     """
-    Print one line, whatever the width of the terminal, and leave.
+    Print one line, and leave.
 
     :param code: 2 on bad input, 128 + signal number after a signal.
     """
-    # Messages may hold brackets, which are not markup.
-    errors.print(message.partition("\n")[0], style="red", markup=False, highlight=False, soft_wrap=True)
+    tell(message)
     raise typer.Exit(code)
 
 
