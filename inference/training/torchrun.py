@@ -15,7 +15,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from inference.runs.exits import end, tell
 from inference.training.deadline import Deadline
 from prob_moe.parallel import expert_mesh
-from prob_moe.parallel.mesh import agree
+from prob_moe.parallel.mesh import agree, join_processes
 
 #: seconds from torchrun's SIGTERM, of the 30 that it waits before it kills
 LAST_SECONDS = 25.0
@@ -80,7 +80,7 @@ def processes(
     with Deadline(min(timeout, LAST_SECONDS), str(lost), 2):
         try:
             backend = "nccl" if device_type == "cuda" else "gloo"
-            dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+            join_processes(backend, timedelta(seconds=timeout))
             agree(None, **facts)
             yield expert_mesh(num_experts, device_type)
             dist.destroy_process_group()

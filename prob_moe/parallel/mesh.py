@@ -1,7 +1,9 @@
 """Processes as a mesh (data, expert): who holds which experts, and what all have to agree on before they begin."""
 
 import hashlib
+import os
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cached_property
 from typing import Any
 
@@ -10,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parameter import is_lazy
 
 #: the dimensions of a mesh: copies of the experts, and pieces of a copy
@@ -31,6 +34,19 @@ def check_torch() -> None:
         )
 
 
+def join_processes(backend: str, timeout: timedelta | None = None) -> None:
+    """
+    ``init_process_group`` for processes that ``torchrun`` started, and starts again when one has died: its store may be
+    that of before, which has the addresses of the processes of before.
+
+    :param timeout: how long a process waits for others, by default torch's.
+    """
+    store, rank, size = next(rendezvous("env://", timeout=timeout or dist.default_pg_timeout))
+    of_this_start = f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    store = dist.PrefixStore(of_this_start, store)  # type: ignore[attr-defined]
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+
+
 def expert_mesh(num_experts: int, device_type: str = "cpu") -> DeviceMesh:
     """
     The mesh of all processes that divides the experts among as many as possible. Processes beyond the number of experts
@@ -45,7 +61,7 @@ def expert_mesh(num_experts: int, device_type: str = "cpu") -> DeviceMesh:
     if num_experts < 1:
         raise ValueError(f"num_experts must be a positive int, got {num_experts!r}")
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if device_type == "cuda" else "gloo")
+        join_processes("nccl" if device_type == "cuda" else "gloo")
     world = dist.get_world_size()
     pieces = pieces_among(num_experts, world)
     return init_device_mesh(device_type, (world // pieces, pieces), mesh_dim_names=DIMENSIONS)
