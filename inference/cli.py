@@ -7,9 +7,11 @@ import typer
 import prob_moe
 from inference.compare.command import compare
 from inference.fit.command import fit
+from inference.fit.table_command import fit_table_command
 from inference.gradients.command import gradients
 from inference.likelihood.command import likelihood
 from inference.posterior.command import posterior
+from inference.predict.command import predict
 from inference.registry.plugins import PluginError, load_installed
 from inference.runs.exits import OneLineErrors, end
 from inference.scale.command import scale
@@ -38,5 +40,7 @@ def main(
         end(str(error))
 
 
-for command in (fit, show, compare, study, gradients, likelihood, posterior, scale):
+for command in (fit, predict, show, compare, study, gradients, likelihood, posterior, scale):
     app.command()(command)
+# A table has options of its own.
+app.command("fit table")(fit_table_command)

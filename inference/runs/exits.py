@@ -43,7 +43,12 @@ def _clear(message: str) -> str:
 
 
 class OneLineErrors(TyperGroup):
-    """A group of commands whose usage errors are one line, too."""
+    """A group of commands whose usage errors are one line, too, and whose names may be two words."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if " ".join(args[:2]) in self.commands:
+            args = [" ".join(args[:2]), *args[2:]]
+        return super().resolve_command(ctx, args)
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         if not kwargs.get("standalone_mode", True):

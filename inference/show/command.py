@@ -35,6 +35,8 @@ def show(
 
     Learning curves, loads, drops, importance weights, router map, assignment and exchange graphs, use of experts.
 
+    Of a fit of a table: search, shares, calibration, the region of every expert, example rows.
+
     A fit that goes on, or was stopped, can be shown as well, and again: the report before is replaced.
 
     Exit codes: 0 done; 2 bad input, or the run lacks something or is damaged: then the report has what is left.
@@ -47,7 +49,11 @@ def show(
     from inference.show.report import Report, is_report_of
     from inference.show.routing_view import routing_view
     from inference.show.run_summary import summary
+    from inference.tables.table_run import is_table_run
 
+    if is_table_run(folder):
+        _show_table(folder, out, overwrite, as_json)
+        return
     try:
         if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
             raise ValueError(f"--out must be a file in a folder that exists, got {out}")
@@ -80,5 +86,33 @@ def show(
         shown_without = ", ".join(report.left_out) or "nothing else"
         written = "" if html is None else f"; {file} shows what is left, without: {shown_without}"
         end("; ".join(run.problems) + written)
+    if not as_json:
+        console.print(f"written to {file}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _show_table(folder: Path, out: Path | None, overwrite: bool, as_json: bool) -> None:
+    from inference.show.table_report import ORIGIN, TableReport
+    from inference.tables.table_run import REPORT, TableRun
+
+    file = folder / REPORT if out is None else out
+    try:
+        run = TableRun.load(folder)
+        if as_json:
+            typer.echo(
+                json.dumps({"metrics": run.metrics, "notes": run.notes, "shares": run.estimator.shares_.tolist()})
+            )
+            if out is None:
+                return
+        if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
+            raise ValueError(f"--out must be a file in a folder that exists, got {out}")
+        earlier = file.is_file() and f'content="{ORIGIN}'.encode() in file.read_bytes()
+        check_new_file(file, overwrite=overwrite or earlier)
+        report = TableReport(run)
+        write_atomically(file, report.html().encode())
+    except (ValueError, OSError) as error:
+        end(str(error))
+    if report.left_out:
+        why = "; ".join(sorted(set(report.left_out.values())))
+        end(f"{why}; {file} shows what is left, without: {', '.join(report.left_out)}")
     if not as_json:
         console.print(f"written to {file}", markup=False, highlight=False, soft_wrap=True)

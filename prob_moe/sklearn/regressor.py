@@ -161,6 +161,19 @@ class MixtureRegressor(RegressorMixin, MixtureEstimator):
         means = mixture.family.mean(predictors, dispersions, trials)
         return mixture.y_centre + mixture.y_scale * (mixture.log_router(X).exp().numpy() * means).sum(0)
 
+    def expert_means(self, X: Any, *, offset: Any = None, trials: Any = None) -> Floats:
+        """:returns: the mean of y under every expert alone, (n, k)."""
+        X, mixture = self._validated(X), self.mixture_
+        means = mixture.family.mean(*self._local(X, offset, trials))
+        return (mixture.y_centre + mixture.y_scale * means).T
+
+    def cdf(self, X: Any, y: Any, *, offset: Any = None, trials: Any = None) -> Floats:
+        """:returns: the probability that a draw is at most y, (n,)."""
+        X, y, mixture = self._validated(X), row_numbers("y", y, len(X)), self.mixture_
+        law = mixture.family.law(*self._local(X, offset, trials))
+        each = law.cdf((y - mixture.y_centre) / mixture.y_scale)
+        return (mixture.log_router(X).exp().numpy() * each).sum(0)
+
     def predict_interval(self, X: Any, coverage: float = 0.9, *, offset: Any = None, trials: Any = None) -> Floats:
         """
         Quantiles of the mixture, with at most the same probability below as above; the parameters are taken for known.

@@ -1,7 +1,7 @@
 """Which mixture to choose: by held-out log-likelihood, or by an information criterion."""
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,14 +42,20 @@ def rows_far_off(log_likelihoods: Floats) -> np.ndarray:
     return order[: int(far.sum())]
 
 
-def words_on_rows(log_likelihoods: Floats, rows: np.ndarray) -> str:
-    """:returns: one line on the rows that :func:`rows_far_off` found."""
-    rest = np.delete(log_likelihoods, rows)
-    few = ", ".join(f"{row} ({log_likelihoods[row]:.4g})" for row in rows[:NAMED])
+def words_on_rows(estimator: Any, log_likelihoods: Floats, rows: np.ndarray, names: Sequence[int] | None = None) -> str:
+    """
+    :param estimator: by which they are judged.
+    :param rows: that :func:`rows_far_off` found.
+    :param names: of these rows; None for their numbers, counted from 0.
+    :returns: one line on them.
+    """
+    advice = ", or take family='student'" if getattr(estimator, "family", None) == "gaussian" else ""
+    rest, named = np.delete(log_likelihoods, rows), rows if names is None else names
+    few = ", ".join(f"{name} ({log_likelihoods[row]:.4g})" for row, name in zip(rows[:NAMED], named))
     more = f" and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
     return (
         f"the mean log-likelihood, {log_likelihoods.mean():.4g} nats, is decided by row {few}{more}; without, it is "
-        f"{rest.mean():.4g}: look at these rows, or take family='student'"
+        f"{rest.mean():.4g}: look at these rows{advice}"
     )
 
 
@@ -70,7 +76,7 @@ def log_likelihood_scorer(estimator: Any, X: Any, y: Any, **arguments: Any) -> f
     each = estimator.log_likelihood(X, y, **arguments)
     rows = rows_far_off(each)
     if len(rows):
-        warnings.warn(words_on_rows(each, rows), RowWarning, stacklevel=2)
+        warnings.warn(words_on_rows(estimator, each, rows), RowWarning, stacklevel=2)
     return float(each.mean())
 
 

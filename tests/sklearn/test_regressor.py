@@ -185,6 +185,16 @@ def test_one_row_alone_is_as_in_a_batch(fitted: MixtureRegressor) -> None:
     np.testing.assert_allclose(fitted.responsibilities(x, y).sum(1), 1)
 
 
+def test_the_mixture_is_made_of_its_experts(fitted: MixtureRegressor) -> None:
+    x, _ = two_lines()
+    means = fitted.expert_means(x)
+    np.testing.assert_allclose(means, x @ fitted.coef_.T + fitted.intercept_)
+    np.testing.assert_allclose((fitted.responsibilities(x) * means).sum(1), fitted.predict(x))
+    low, high = fitted.predict_interval(x, 0.8).T
+    np.testing.assert_allclose(fitted.cdf(x, low), 0.1)
+    np.testing.assert_allclose(fitted.cdf(x, high), 0.9)
+
+
 def test_far_away_nothing_overflows(fitted: MixtureRegressor) -> None:
     x = np.array([[1e8, 0.0], [-1e8, 1e8]])
     for value in (fitted.predict(x), fitted.predict_interval(x), fitted.sample(x), fitted.responsibilities(x)):

@@ -1,0 +1,1 @@
+"""The command ``predict``: what a fitted table says of other rows."""
