@@ -1,13 +1,17 @@
 """The mixture of experts as a Pyro model."""
 
 from collections.abc import Callable
+from os import PathLike
 from typing import Any
 
 import pyro
 from pyro.distributions import TorchDistribution
 from pyro.nn import PyroModule
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
+from prob_moe._exporting import export_mixture
+from prob_moe._saving import load_module, save_module
 from prob_moe.distributions import AssignmentDistribution, DependentRounding
 from prob_moe.estimators.baselines import Baseline
 from prob_moe.experts import BatchedExperts
@@ -215,6 +219,39 @@ class MixtureOfExperts(RoutedExperts, PyroModule):
             log_p = log_p + self.log_likelihoods(x, y, mask)
         probabilities = log_p.softmax(-1)
         return probabilities if mask is None else probabilities.masked_fill(~mask.unsqueeze(-1), 0.0)
+
+    # Files --------------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """
+        Write parameters and buffers into one file, in the format of safetensors. The architecture is not in it: make a
+        mixture like this one and fill it by :meth:`load_weights`.
+        """
+        save_module(self, path)
+
+    def load_weights(self, path: str | PathLike[str]) -> "MixtureOfExperts":
+        """
+        Fill this mixture from a file that :meth:`save` wrote, whole or not at all.
+
+        :returns: the mixture itself.
+        :raises ValueError: it is no such file, of another version, or its names, shapes or dtypes are not those of this
+            mixture; all that differ are named.
+        """
+        load_module(self, path)
+        return self
+
+    def export(self, x: Tensor, *, num_selected: int | None = None) -> ExportedProgram:
+        """
+        What :meth:`predict` mixes, as a graph of tensors by :func:`torch.export.export`; :func:`torch.export.save`
+        writes it to a file that runs without this library.
+
+        :param x: an example, (n, d), with n of at least 2; the graph takes any n.
+        :param num_selected: as in :meth:`predict`.
+        :returns: from x to log-weights (n, m), and means and scales (standard deviations) of the experts, each
+            (n, m, ...).
+        :raises ValueError: the likelihood has no mean and scale, as one of classes, or the example has another shape.
+        """
+        return export_mixture(self, x, num_selected)
 
     def _log_p(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Router log-probabilities, (*batch, n, k)."""

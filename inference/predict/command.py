@@ -44,7 +44,7 @@ def predict(
         run = TableRun.load(folder)
         table = read_table(file)
         rows, notes = predictions(run, table, coverage)
-        write_atomically(out, rows.to_csv(index=False).encode())
+        write_atomically(out, rows.to_csv(index=False, float_format="%.6g").encode())
     except (ValueError, OSError) as error:
         end(str(error))
     for note in notes:

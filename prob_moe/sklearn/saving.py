@@ -1,22 +1,20 @@
 """Fitted estimators as files of tensors and JSON, without pickled code."""
 
-import json
 from dataclasses import fields
 from os import PathLike
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
+from prob_moe._saving import read_file, write_file
 from prob_moe.sklearn.fitted import Fitted, FittedMixture, FittedNetwork
 from prob_moe.sklearn.table import Standard
 
 #: Of the files; raised whenever older ones cannot be read as they are.
 VERSION = 1
+FORMAT = "prob_moe.sklearn"
 
 
 class SavedEstimator(BaseEstimator):
@@ -42,12 +40,9 @@ class SavedEstimator(BaseEstimator):
                 arrays[name] = np.ascontiguousarray(value)
             else:
                 values[name] = value
-        header = {"format": "prob_moe.sklearn", "version": VERSION, "class": type(self).__name__}
+        header = {"format": FORMAT, "version": VERSION, "class": type(self).__name__}
         header |= {"options": options, "values": values}
-        destination = Path(path)
-        unfinished = destination.with_name(destination.name + ".part")
-        save_file(arrays, unfinished, {"prob_moe": json.dumps(header, default=_plain)})
-        unfinished.replace(destination)
+        write_file(path, arrays, header, "np", _plain)
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Self:
@@ -55,16 +50,7 @@ class SavedEstimator(BaseEstimator):
         :returns: the estimator that was saved.
         :raises ValueError: the file is no such file, or one of another class or version.
         """
-        try:
-            with safe_open(path, "np") as file:
-                header = json.loads((file.metadata() or {}).get("prob_moe", "{}"))
-                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise ValueError(f"path={str(path)!r} is no file of a saved estimator, or a part of one: {error}") from None
-        if header.get("format") != "prob_moe.sklearn":
-            raise ValueError(f"path={str(path)!r} is a file of safetensors, but not of a saved estimator")
-        if header["version"] != VERSION:
-            raise ValueError(f"path={str(path)!r} is of version {header['version']}; this library reads {VERSION}")
+        arrays, header = read_file(path, FORMAT, "a saved estimator", VERSION, "np")
         if header["class"] != cls.__name__:
             raise ValueError(f"path={str(path)!r} holds a {header['class']}; use {header['class']}.load")
         estimator = cls(**header["options"])
