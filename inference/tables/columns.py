@@ -71,7 +71,7 @@ class Column:
         unseen = ~np.isin(words, known)
         if unseen.any():
             stands_for = OTHER if OTHER in self.values else self.values[0]
-            new = sorted(set(words[unseen]) - {MISSING})[:3] or ["a missing value"]
+            new = sorted({str(word) for word in words[unseen]} - {MISSING})[:3] or ["a missing value"]
             if OTHER not in self.values:
                 what = ", ".join(map(repr, new))
                 notes.append(
