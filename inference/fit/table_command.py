@@ -1,6 +1,7 @@
 """The command ``fit table``."""
 
 import json
+from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,11 +9,13 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from inference.runs.checkpoint import CheckpointError
 from inference.runs.exits import end, errors
 from inference.runs.lock import FolderLock
 from inference.runs.outputs import check_not_of_another_command
 from inference.runs.progress import console
 from inference.runs.run_folder import RunFolder
+from inference.training.interrupts import InterruptedFit, StopSignals
 
 
 class LawOfY(StrEnum):
@@ -73,6 +76,9 @@ def fit_table_command(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of split and starts.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("results/fit_table"),
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with networks that were stopped; the same options are needed.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the folder.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")] = False,
 ) -> None:
@@ -82,9 +88,10 @@ def fit_table_command(
     Numbers are standardised, by the fit itself. A missing number becomes the mean, beside a column that says so; words
     become a column of 0 and 1 for every value. What is dropped is said. Dates are refused. No data leaves the machine.
 
-    Linear experts are fitted by exact maximum likelihood from many starts; others in minibatches.
+    Linear experts are fitted by exact maximum likelihood from many starts; others in minibatches, and when they were
+    stopped, by Ctrl-C, a signal, or a crash, they go on with --resume as if nothing had happened.
 
-    Exit codes: 0 done, 2 bad input.
+    Exit codes: 0 done, 2 bad input, 130 and 143 after SIGINT and SIGTERM, with the checkpoint of networks written.
 
     Example: python -m inference fit table houses.csv --target price --num-experts 3 --out results/houses
 
@@ -95,6 +102,7 @@ def fit_table_command(
     torch.set_num_threads(1)
     # Slow to import; --help need not wait for it.
     from inference.tables.fitting import TableOptions, fit_table
+    from inference.tables.keeper import TableKeeper, holds_checkpoint
     from inference.tables.reading import read_table
     from inference.tables.table_run import is_table_run
 
@@ -102,6 +110,13 @@ def fit_table_command(
         run_folder = RunFolder(out)
         if run_folder.holds_run():
             raise ValueError(f"{out} holds a run of another fit: give another --out")
+        if resume and overwrite:
+            raise ValueError("give --resume or --overwrite, not both")
+        if holds_checkpoint(out) and not (resume or overwrite):
+            raise ValueError(
+                f"{out} holds a fit that was stopped: give --resume to go on, --overwrite to start anew, or another "
+                "--out"
+            )
         if not is_table_run(out):
             check_not_of_another_command(out)
         elif not overwrite:
@@ -130,12 +145,19 @@ def fit_table_command(
         )
         if family is LawOfY.CLASSES and (offset or trials):
             raise ValueError("--offset and --trials are for numbers, not for --family classes")
-        with FolderLock(out) as lock:
-            run = fit_table(read_table(file), file.name, options)
+        networks = Form.MLP in (experts, router) or num_selected is not None
+        stop = StopSignals()
+        # What is fitted exactly has nothing to be kept, and is stopped at once.
+        with FolderLock(out) as lock, stop if networks else nullcontext():
+            keeper = TableKeeper(out, file, options, resume, stop)
+            run = fit_table(read_table(file), file.name, options, keeper)
             out.mkdir(parents=True, exist_ok=True)
             lock.take()
             run.save(out)
-    except (ValueError, OSError) as error:
+            keeper.clear()
+    except InterruptedFit as stopped:
+        end(f"{stopped}; the checkpoint is written, go on with the same command and --resume", 128 + stopped.signum)
+    except (ValueError, CheckpointError, OSError) as error:
         end(str(error))
     if as_json:
         typer.echo(json.dumps(run.numbers(), allow_nan=False))

@@ -56,9 +56,14 @@ class TableOptions:
     seed: int
     estimator: dict[str, Any]
 
+    def plain(self) -> dict[str, Any]:
+        """For JSON."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
 
-def fit_table(table: pd.DataFrame, file: str, options: TableOptions) -> TableRun:
+
+def fit_table(table: pd.DataFrame, file: str, options: TableOptions, keeper: Any = None) -> TableRun:
     """
+    :param keeper: of networks while they are trained.
     :raises TableError: table or options are not what they have to be.
     :raises ValueError: the estimator refuses them.
     """
@@ -84,7 +89,9 @@ def fit_table(table: pd.DataFrame, file: str, options: TableOptions) -> TableRun
     arguments = {("sample_weight" if name == "weights" else name): value for name, value in extra.items()}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
+        estimator._keeper = keeper
         estimator.fit(x[~held], y[~held], **{name: value[~held] for name, value in arguments.items()})
+        del estimator._keeper
     notes += [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]
     notes += _sharp_experts(estimator)
     metrics = {}
@@ -96,14 +103,13 @@ def fit_table(table: pd.DataFrame, file: str, options: TableOptions) -> TableRun
     generator = np.random.default_rng(options.seed)
     parts = [generator.permutation(np.flatnonzero(part))[:KEPT] for part in (~held, held)]
     kept = np.sort(np.concatenate(parts))
-    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(options).items()}
     return TableRun(
         file=file,
         target=options.target,
         family=family,
         encoding=encoding,
         extra=options.extra,
-        options=plain,
+        options=options.plain(),
         metrics=metrics,
         notes=notes,
         estimator=estimator,

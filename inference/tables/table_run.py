@@ -7,6 +7,7 @@ The folder of a fit to a table.
       table.json             target, options, how columns become numbers, metrics, notes; written last
       estimator.safetensors  the fitted mixture
       rows.csv               rows of the table, for ``show``, and in the first column whether they were held out
+      table.checkpoint       networks on the way, and one before it; gone when the fit is done
       report.html            the fit in pictures                                  (when ``show`` was asked for it)
 """
 

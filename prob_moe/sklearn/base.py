@@ -19,7 +19,7 @@ from prob_moe.sklearn.saving import SavedEstimator
 from prob_moe.sklearn.search import Maximum, find_maximum
 from prob_moe.sklearn.summary import SummarisedEstimator
 from prob_moe.sklearn.table import Floats
-from prob_moe.sklearn.training import Options, train
+from prob_moe.sklearn.training import Keeper, Options, train
 
 #: Tables of more distinct rows get fewer starts, in proportion, unless told otherwise.
 ROWS = 2000
@@ -41,6 +41,8 @@ class MixtureEstimator(SavedEstimator, SummarisedEstimator):
     """Finds the maximum, orders the experts, and has their attributes; what y is, subclasses know."""
 
     mixture_: Fitted
+    #: Where networks are kept while they are trained; of the instance for as long as it is fitted.
+    _keeper: Keeper | None = None
     #: Starts unless told otherwise.
     _restarts: int = 200
 
@@ -115,7 +117,7 @@ class MixtureEstimator(SavedEstimator, SummarisedEstimator):
         sizes = (self.num_epochs, self.batch_size, self.learning_rate, self.validation_fraction or 0.0)
         options, problem = Options(hidden, router, self._selected, *sizes), prepared.problem
         generator = check_random_state(self.random_state)
-        fits = [train(problem, options, generator) for _ in range(self.restarts or 1)]
+        fits = [train(problem, options, generator, number, self._keeper) for number in range(self.restarts or 1)]
         best = max(fits, key=lambda each: each.score)
         weights = problem.unit_weights / problem.unit_weights.sum()
         with torch.no_grad():

@@ -51,6 +51,15 @@ def test_the_page_of_a_run(tmp_path: Path, browser: Any) -> None:
     assert findings(browser, page) == []
 
 
+def test_the_page_of_a_table(tmp_path: Path, browser: Any) -> None:
+    (tmp_path / "t.csv").write_text("a long name of a column,y\n" + "".join(f"{i},{i % 7}\n" for i in range(60)))
+    fit = ["fit", "table", str(tmp_path / "t.csv"), "--target", "y", "--restarts", "3", "--out", str(tmp_path / "run")]
+    for command in (fit, ["show", str(tmp_path / "run")]):
+        result = CliRunner().invoke(app, command)
+        assert result.exit_code == 0, result.output
+    assert findings(browser, tmp_path / "run" / "report.html") == []
+
+
 @pytest.mark.parametrize(
     ("body", "said"),
     [
