@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo study test coverage test-hard test-python test-all wheel docs browser bench bench-likelihood notebooks format clean
+.PHONY: demo study test coverage test-hard test-gpu test-python test-all wheel docs browser bench bench-likelihood notebooks format clean
 
 demo: $(READY)  ## Train mixtures on lines with the main estimators; tables and pictures in results/study.
 	$(BIN)/python -m inference study --overwrite
@@ -54,6 +54,10 @@ test-hard: $(READY)  ## All tests once more for each: torch without vectors, num
 	$(ONE) $(HARD)
 	$(TWO) $(HARD)
 	$(ONE) $(BIN)/python -m pytest -n 2 --nbmake notebooks
+
+test-gpu: $(READY)  ## What needs a CUDA device; where there is none, says that nothing of it is tested.
+	@$(BIN)/python -c "import torch; n = torch.cuda.device_count(); print(f'CUDA devices: {n}' if n else 'There is no CUDA device here: none of this is tested.')"
+	$(BIN)/python -m pytest -n 0 -m gpu tests
 
 # `make test-python PYTHON=python3.13`, in an environment of its own.
 OTHER := .venv/other/$(notdir $(PYTHON))

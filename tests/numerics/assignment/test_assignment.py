@@ -186,11 +186,3 @@ def test_empty_batches_and_no_datapoints(shape):
     assert matching.assignment.shape == shape[:-1]
     assert matching.exchange_costs.shape == (*shape[:-2], 3, 3)
     assert matching.prices.eq(0).all()
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_cuda_gives_the_same_answer_on_the_same_device():
-    scores = torch.randn(2, 64, 8)
-    for ours, other in zip(solve_assignment(scores.cuda(), 8), solve_assignment(scores, 8)):
-        assert ours.is_cuda
-        assert torch.equal(ours.cpu(), other)
