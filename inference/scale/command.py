@@ -11,7 +11,7 @@ from rich.table import Table
 from inference.registry.builtin import REGISTRY
 from inference.registry.options import name_of
 from inference.runs.progress import console
-from inference.scale.costs import Machine, cost
+from inference.scale.costs import Machine, cost, expert_flops
 from inference.scale.measure import Measured, link, measure
 from inference.scale.workload import Workload
 from inference.training.interrupts import StopSignals
@@ -73,12 +73,17 @@ def scale(
 def machine_of(workload: Workload, measured: Measured, message: float, bandwidth: float) -> Machine:
     """
     :param measured: a step on one process or several.
-    :returns: the machine on which it takes that long: the draw as it is, and for the experts what neither the draw nor
-        collectives take.
+    :returns: the machine on which draw and experts take that long, and a row what is left of the step.
     """
-    free = cost(workload, Machine(1.0, float("inf"), 0.0, 1.0), measured.num_processes)
-    experts = measured.step - measured.collectives - measured.draw
-    return Machine(free.experts / max(experts, 1e-9), bandwidth, message, measured.draw / free.draw)
+    datapoints = workload.num_groups // measured.num_processes * workload.group_size
+    left = measured.work - measured.draw - measured.experts
+    return Machine(
+        flops=expert_flops(workload, measured.num_processes) / measured.experts,
+        row=max(left, 0.0) / datapoints,
+        bandwidth=bandwidth,
+        message=message,
+        draw=measured.draw / (datapoints * workload.num_experts),
+    )
 
 
 def _print(workload: Workload, measured: Measured, machine: Machine) -> None:
@@ -91,7 +96,9 @@ def _print(workload: Workload, measured: Measured, machine: Machine) -> None:
     collectives = expected.exchange + expected.gradients
     rows = [
         ("step, ms", f"{1e3 * measured.step:.1f}", f"{1e3 * expected.total:.1f}"),
+        ("work, ms of processor", f"{1e3 * measured.work:.1f}", f"{1e3 * expected.work:.1f}"),
         ("draw, ms of processor", f"{1e3 * measured.draw:.1f}", "as measured"),
+        ("experts, ms of processor", f"{1e3 * measured.experts:.1f}", "as measured"),
         ("collectives, ms", f"{1e3 * measured.collectives:.1f}", f"{1e3 * collectives:.1f}"),
         ("their share, with waiting", f"{100 * measured.share:.1f} %", f"{100 * expected.share:.1f} %, without"),
         ("datapoints sent, kB", f"{measured.exchanged / 1e3:.1f}", f"{expected.exchanged / 1e3:.1f}"),

@@ -12,13 +12,15 @@ class Machine:
     """
     One of equal devices.
 
-    :param flops: floating-point operations of the experts in a second, forward and backward, moving rows included.
+    :param flops: floating-point operations of the experts in a second, forward and backward.
+    :param row: seconds that a datapoint takes for all that is neither experts nor draw nor sent: router, slots, loss.
     :param bandwidth: bytes that it sends in a second while it receives as many.
     :param message: seconds that a message costs whatever its size.
     :param draw: seconds of the assignment for each pair of a datapoint and an expert.
     """
 
     flops: float
+    row: float
     bandwidth: float
     message: float
     draw: float
@@ -31,6 +33,7 @@ class Cost:
     """
 
     experts: float
+    rows: float
     draw: float
     exchange: float
     gradients: float
@@ -38,9 +41,14 @@ class Cost:
     added_up: float
 
     @property
+    def work(self) -> float:
+        """What the process does by itself."""
+        return self.experts + self.rows + self.draw
+
+    @property
     def total(self) -> float:
         """Nothing overlaps."""
-        return self.experts + self.draw + self.exchange + self.gradients
+        return self.work + self.exchange + self.gradients
 
     @property
     def share(self) -> float:
@@ -55,7 +63,7 @@ def cost(workload: Workload, machine: Machine, num_processes: int) -> Cost:
 
     * a process computes :math:`6 \cdot 2 d h \cdot k B c` operations, of forward and backward pass, for slots that are
       occupied or not;
-    * it draws B groups of n k pairs;
+    * it draws B groups of n k pairs, and takes B n rows through the layer;
     * rows of all experts go there and back, and their gradients too: :math:`4 k B c d s (p - 1) / p` bytes, k rounded
       up to a multiple of p, in 4 exchanges of p - 1 messages, behind one sum of two numbers that compares shapes;
     * gradients of the router are added up over all processes, those of experts over copies: :math:`2 (q - 1) / q` of
@@ -75,7 +83,8 @@ def cost(workload: Workload, machine: Machine, num_processes: int) -> Cost:
     of_experts = own * w.expert_parameters * w.bytes_per_number * _ring(copies)
     of_router = w.router_parameters * w.bytes_per_number * _ring(num_processes)
     return Cost(
-        experts=6 * 2 * w.features * w.hidden * pieces * own * rows / machine.flops,
+        experts=expert_flops(w, num_processes) / machine.flops,
+        rows=groups * w.group_size * machine.row,
         draw=groups * w.group_size * w.num_experts * machine.draw,
         exchange=exchanged / machine.bandwidth + messages * machine.message,
         gradients=(of_experts + of_router) / machine.bandwidth
@@ -83,6 +92,14 @@ def cost(workload: Workload, machine: Machine, num_processes: int) -> Cost:
         exchanged=exchanged,
         added_up=of_experts + of_router,
     )
+
+
+def expert_flops(workload: Workload, num_processes: int) -> float:
+    """:returns: floating-point operations of the experts of one process in a step, forward and backward."""
+    w = workload
+    pieces = pieces_among(w.num_experts, num_processes)
+    rows = w.num_groups // num_processes * w.slots * pieces
+    return 6 * 2 * w.features * w.hidden * -(-w.num_experts // pieces) * rows
 
 
 def _ring(count: int) -> float:

@@ -22,7 +22,9 @@ class Measured:
     Of one process. Times are the least of several steps in seconds, since noise only adds.
 
     :param step: wall time.
+    :param work: processor time of a step, without waiting for others.
     :param draw: processor time of the assignment with its weights.
+    :param experts: processor time of this process's experts on their slots, forward and backward.
     :param collectives: wall time in collectives.
     :param share: of a step that passes in collectives, the median over steps; waiting for the slowest counts.
     :param exchanged: bytes that leave the process with datapoints, there and back.
@@ -32,7 +34,9 @@ class Measured:
 
     num_processes: int
     step: float
+    work: float
     draw: float
+    experts: float
     collectives: float
     share: float
     exchanged: int
@@ -47,21 +51,24 @@ def measure(workload: Workload, mesh: DeviceMesh | None, num_steps: int) -> Meas
     :param mesh: of the processes; None for one alone.
     """
     step = Step(workload, mesh)
-    seconds, inside = [], []
+    seconds, works, inside = [], [], []
     for number in range(WARM_UP + num_steps):
         with Traffic() as traffic:
             begun = time.perf_counter()
-            step(number)
+            work = timed(partial(step, number), time.thread_time)
             took = time.perf_counter() - begun
         if number >= WARM_UP:
             seconds.append(took)
+            works.append(work)
             inside.append(traffic.seconds.total())
-    draws = [timed(partial(step.draw, number), time.process_time) for number in range(WARM_UP + num_steps)]
+    draws = [timed(partial(step.draw, number), time.thread_time) for number in range(WARM_UP + num_steps)]
     sent = traffic.bytes
     return Measured(
         1 if mesh is None else mesh.size(),
         min(seconds),
+        min(works),
         min(draws[WARM_UP:]),
+        min(timed(step.experts, time.thread_time) for _ in range(WARM_UP + num_steps)),
         min(inside),
         median(part / whole for part, whole in zip(inside, seconds)),
         sent["all_to_all_single"],

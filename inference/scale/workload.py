@@ -13,7 +13,7 @@ from prob_moe.distributions import KeyedDraws, draws_at
 from prob_moe.experts import BatchedExperts
 from prob_moe.experts.validation import check_positive_int
 from prob_moe.layer import ExpertLayer, record_routing
-from prob_moe.parallel import Groups, sum_gradients
+from prob_moe.parallel import Groups, ParallelExperts, sum_gradients
 
 SEED = 0
 
@@ -70,6 +70,13 @@ class Workload:
         return REGISTRY.procedures[self.assignment].make(logits, capacity_factor=self.capacity_factor, **several)
 
 
+class InSlots(ExpertLayer):
+    """On one process too, every expert has the slots that several processes exchange, occupied or not."""
+
+    def slots_within(self, limit: int | None, x: Tensor) -> int | None:
+        return limit
+
+
 class Step:
     """
     The step on this process, with data and parameters of its own making.
@@ -82,7 +89,7 @@ class Step:
         w = self.workload = workload
         self.groups = Groups(w.num_groups, mesh)
         self.draws: KeyedDraws = self.groups.keyed_draws(SEED)
-        self.layer = ExpertLayer(
+        self.layer = InSlots(
             nn.Linear(w.features, w.num_experts),
             BatchedExperts(w.num_experts, w.features, w.hidden, w.features),
             REGISTRY.procedures[w.assignment].make,
@@ -112,3 +119,13 @@ class Step:
         with self.draws.step(number), draws_at("experts", len(self.x)):
             law = self.workload.law(logits)
             law.importance_weights(law.sample())
+
+    def experts(self) -> None:
+        """What of it is the experts of this process, on all their slots."""
+        own: Any = self.layer.experts
+        pieces = 1
+        if isinstance(own, ParallelExperts):
+            pieces, own = own.layout.num_pieces, own.local
+        slots = len(self.x) * self.workload.slots * pieces
+        inputs = torch.ones(own.num_experts, slots, self.workload.features, requires_grad=True)
+        own.forward_dispatched(inputs).sum().backward()
