@@ -13,8 +13,10 @@ GRID ?= full
 PIECES = $(BIN)/python -m inference study --overwrite --grid pieces $(if $(filter reduced,$(GRID)),--num-seeds 8 --num-steps 300)
 LANGUAGE = $(BIN)/python -m inference fit language --overwrite $(if $(filter reduced,$(GRID)),--num-seeds 2 --num-epochs 1,--num-seeds 5)
 
-HIDDEN = $(BIN)/python -m inference fit language --overwrite --experts-in last --num-experts 8 --hidden-features 128 --router hidden \
-	$(if $(filter reduced,$(GRID)),--num-seeds 2 --num-epochs 1,--num-seeds 4 --num-epochs 6)
+HIDDEN = $(BIN)/python -m inference fit language --overwrite --experts-in last --num-experts 8 --router hidden \
+	$(if $(filter reduced,$(GRID)),--num-seeds 2 --num-epochs 1,--num-seeds 8 --num-epochs 6)
+
+TOP_2 := --assignment top-2-gates --capacity-factor 2.5 --load-balancing 0.01
 
 study: $(READY)  ## The comparison of everything; results/study, results/pieces, results/language.
 	$(BIN)/python -m inference study --overwrite --grid $(GRID)
@@ -23,10 +25,11 @@ study: $(READY)  ## The comparison of everything; results/study, results/pieces,
 	$(LANGUAGE) --num-layers 2 --assignment gumbel-matching --estimator balanced --out results/language/balanced
 	$(LANGUAGE) --num-layers 2 --assignment skip --out results/language/skip
 	$(LANGUAGE) --num-layers 2 --assignment dependent-rounding --out results/language/dependent-rounding
-	$(HIDDEN) --estimator mixture --num-selected 2 --capacity-factor 1 --out results/language/hidden/bound
-	$(HIDDEN) --assignment top-2-gates --capacity-factor 2.5 --load-balancing 0.01 --out results/language/hidden/top-2-gates
-	$(HIDDEN) --assignment switch --load-balancing 0.01 --out results/language/hidden/switch
-	$(BIN)/python -m inference compare $(addprefix results/language/hidden/,bound top-2-gates switch)
+	$(HIDDEN) --hidden-features 128 --estimator mixture --num-selected 2 --capacity-factor 1 --out results/language/hidden/bound
+	$(HIDDEN) --hidden-features 128 $(TOP_2) --out results/language/hidden/top-2-gates
+	$(HIDDEN) --hidden-features 128 --assignment switch --load-balancing 0.01 --out results/language/hidden/switch
+	$(HIDDEN) --hidden-features 64 $(TOP_2) --out results/language/hidden/top-2-gates-half
+	$(BIN)/python -m inference compare $(addprefix results/language/hidden/,bound top-2-gates switch top-2-gates-half)
 
 # The quick ones; make test-hard executes all of them.
 NOTEBOOKS := notebooks/01_routing_as_random_variables.ipynb notebooks/02_likelihoods_and_gradients.ipynb
