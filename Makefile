@@ -8,14 +8,18 @@ READY := .venv/.ready
 demo: $(READY)  ## Train mixtures on lines with the main estimators; tables and pictures in results/study.
 	$(BIN)/python -m inference study --overwrite
 
-# All numbers of the README's comparisons: some 170 minutes of processor time, or 12 with GRID=reduced.
+# All numbers of the README's comparisons: some 260 minutes of processor time, or 20 with GRID=reduced.
 GRID ?= full
 PIECES = $(BIN)/python -m inference study --overwrite --grid pieces $(if $(filter reduced,$(GRID)),--num-seeds 8 --num-steps 300)
+SERVED = $(BIN)/python -m inference study --overwrite $(if $(filter reduced,$(GRID)),--num-seeds 2 --num-steps 100)
 LANGUAGE = $(BIN)/python -m inference fit language --overwrite $(if $(filter reduced,$(GRID)),--num-seeds 2 --num-epochs 1,--num-seeds 5)
 
-HIDDEN = $(BIN)/python -m inference fit language --overwrite --experts-in last --num-experts 8 --router hidden \
+EIGHT = $(BIN)/python -m inference fit language --overwrite --experts-in last --num-experts 8 \
 	$(if $(filter reduced,$(GRID)),--num-seeds 2 --num-epochs 1,--num-seeds 8 --num-epochs 6)
 
+HIDDEN = $(EIGHT) --router hidden
+BYTES = $(EIGHT) --router bytes
+BOUND := --estimator mixture --num-selected 2 --capacity-factor 1
 TOP_2 := --assignment top-2-gates --capacity-factor 2.5 --load-balancing 0.01
 
 study: $(READY)  ## The comparison of everything; results/study, results/pieces, results/language.
@@ -25,11 +29,16 @@ study: $(READY)  ## The comparison of everything; results/study, results/pieces,
 	$(LANGUAGE) --num-layers 2 --assignment gumbel-matching --estimator balanced --out results/language/balanced
 	$(LANGUAGE) --num-layers 2 --assignment skip --out results/language/skip
 	$(LANGUAGE) --num-layers 2 --assignment dependent-rounding --out results/language/dependent-rounding
-	$(HIDDEN) --hidden-features 128 --estimator mixture --num-selected 2 --capacity-factor 1 --out results/language/hidden/bound
+	$(HIDDEN) --hidden-features 128 $(BOUND) --out results/language/hidden/bound
 	$(HIDDEN) --hidden-features 128 $(TOP_2) --out results/language/hidden/top-2-gates
 	$(HIDDEN) --hidden-features 128 --assignment switch --load-balancing 0.01 --out results/language/hidden/switch
 	$(HIDDEN) --hidden-features 64 $(TOP_2) --out results/language/hidden/top-2-gates-half
 	$(BIN)/python -m inference compare $(addprefix results/language/hidden/,bound top-2-gates switch top-2-gates-half)
+	$(BYTES) --hidden-features 128 $(BOUND) --out results/language/bytes/bound
+	$(BYTES) --hidden-features 128 $(TOP_2) --out results/language/bytes/top-2-gates
+	$(BIN)/python -m inference compare $(addprefix results/language/bytes/,bound top-2-gates)
+	$(SERVED) --grid regimes --out results/regimes
+	$(SERVED) --grid tables --out results/tables
 
 # The quick ones; make test-hard executes all of them.
 NOTEBOOKS := notebooks/01_routing_as_random_variables.ipynb notebooks/02_likelihoods_and_gradients.ipynb
