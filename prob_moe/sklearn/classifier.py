@@ -38,7 +38,7 @@ class MixtureClassifier(ClassifierMixin, MixtureEstimator):
     :param num_epochs: passes over the rows; None for 1000 steps.
     :param batch_size: rows of a step.
     :param learning_rate: of Adam.
-    :param validation_fraction: of the distinct rows that are set aside where there are at least 100, to keep the best
+    :param validation_fraction: of the distinct rows that are set aside where there are at least 30, to keep the best
         parameters on the way; 0 for none.
     :param random_state: of the starts.
 

@@ -13,7 +13,7 @@ from prob_moe.sklearn.problem import Problem
 from prob_moe.sklearn.table import Floats
 
 #: Rows below which none are set aside for validation.
-FEWEST = 100
+FEWEST = 30
 
 #: Steps of a fit, unless it is told how many epochs.
 STEPS = 1000

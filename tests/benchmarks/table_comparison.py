@@ -4,11 +4,11 @@ Mixtures of experts on tables beside what one would otherwise take: held-out log
 ``python -m tests.benchmarks.table_comparison`` prints the table of the page on comparisons and writes
 ``notebooks/data/table_comparison.csv`` and ``notebooks/figures/mcycle.png``. Two splits of every table, a fifth of
 its rows held out; y is standardised by the training rows, so that tables can be compared. What has no law of its own
-gets a normal one around its prediction, with the standard deviation of its errors on rows that were set aside.
+gets a normal one around its prediction, with the standard deviation of its errors on rows that were set aside. Names of
+tables as arguments are these alone, printed only.
 """
 
 import sys
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -160,9 +160,12 @@ def table_of(package: str, item: str, target: str, *columns: str) -> tuple[Array
     return table[list(columns)].to_numpy(), np.log(y) if item == "diamonds" else y
 
 
-def compare() -> pd.DataFrame:
+def compare(names: list[str]) -> pd.DataFrame:
+    """:param names: of tables; empty for all."""
     rows = []
     for table in TABLES:
+        if names and table[1] not in names:
+            continue
         x, y = table_of(*table)
         for split in range(SPLITS):
             held = np.random.default_rng(split).permutation(len(y)) < len(y) // 5
@@ -170,14 +173,12 @@ def compare() -> pd.DataFrame:
             standard = (x - centre) / scale
             target = (y - y[~held].mean()) / y[~held].std()
             for name, method in METHODS.items():
-                start = time.perf_counter()
                 found = method(standard[~held], target[~held], standard[held], target[held], split)
                 error = np.sqrt(np.mean((found.mean - target[held]) ** 2))
-                seconds = time.perf_counter() - start
-                rows.append((table[1], len(y), len(table) - 3, split, name, found.nats.mean(), error, seconds))
+                rows.append((table[1], len(y), len(table) - 3, split, name, found.nats.mean(), error))
                 print(*rows[-1], file=sys.stderr)
-    names = ["table", "rows", "columns", "split", "method", "nats", "error", "seconds"]
-    return pd.DataFrame(rows, columns=names)
+    header = ["table", "rows", "columns", "split", "method", "nats", "error"]
+    return pd.DataFrame(rows, columns=header)
 
 
 def picture() -> None:
@@ -216,10 +217,10 @@ def as_markdown(table: pd.DataFrame, column: str) -> str:
 def main() -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    table = compare()
-    (ROOT / "data").mkdir(exist_ok=True)
-    table.to_csv(ROOT / "data" / "table_comparison.csv", index=False, float_format="%.4f")
-    picture()
+    table = compare(sys.argv[1:])
+    if not sys.argv[1:]:
+        table.to_csv(ROOT / "data" / "table_comparison.csv", index=False, float_format="%.4f")
+        picture()
     print(as_markdown(table, "nats"), as_markdown(table, "error"), sep="\n\n")
 
 
