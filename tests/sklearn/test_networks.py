@@ -142,7 +142,7 @@ def test_units_are_for_exact_fits() -> None:
 
 def test_two_of_three_experts_in_minibatches() -> None:
     x, y = two_lines(300)
-    options = dict(num_selected=2, batch_size=64, num_epochs=40, learning_rate=0.03, random_state=0)
+    options = dict(num_selected=2, batch_size=64, num_epochs=20, learning_rate=0.05, random_state=0)
     fits = [MixtureRegressor(3, **options).fit(x, y) for _ in range(2)]
     np.testing.assert_array_equal(fits[0].predict(x), fits[1].predict(x))
     assert fits[0].log_likelihood_ > MixtureRegressor(1).fit(x, y).log_likelihood_ + 100

@@ -24,7 +24,11 @@ def stop_at(look: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keeper.TableKeeper, "keep", keep)
 
 
-@pytest.mark.parametrize("options", [[], ["--num-selected", 2, "--num-experts", 3]], ids=["exact", "bound"])
+@pytest.mark.parametrize(
+    "options",
+    [[], pytest.param(["--num-selected", 2, "--num-experts", 3], marks=pytest.mark.slow)],
+    ids=["exact", "bound"],
+)
 def test_a_fit_that_was_stopped_goes_on_as_if_nothing_had_happened(
     options: list, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
