@@ -113,7 +113,9 @@ def _likelihood(routing: AssignmentDistribution, assignment: Tensor, num_draws: 
                 log_prob, note = -math.inf, "the assignment is outside the support: over capacity, or drops"
             else:
                 log_prob = float(routing.log_prob(assignment))
-                error = float(routing.log_prob_error(assignment)) if isinstance(routing, GumbelMatching) else 0.0
+                if isinstance(routing, GumbelMatching):
+                    error = float(routing.log_prob_error(assignment))
+                    note = f"log P(z) by {routing.log_prob_method(assignment)[0]}"
             if routing.num_experts**routing.num_datapoints <= MOST_CHOICES:
                 support = routing.enumerate_support()
                 support_log_prob = routing.log_prob(support)

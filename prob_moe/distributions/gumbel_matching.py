@@ -14,7 +14,8 @@ from prob_moe.distributions.draw import MatchingDraw, draw_of
 from prob_moe.distributions.enumeration import enumerate_matchings
 from prob_moe.distributions.noise import Generators, gumbel_noise_like
 from prob_moe.numerics import (
-    matching_log_prob,
+    METHODS,
+    matching_likelihood,
     price_log_density,
     solve_assignment,
 )
@@ -47,7 +48,8 @@ class GumbelMatching(AssignmentDistribution):
 
     The assignment and its shadow prices v have a joint density in closed form (:meth:`joint_log_prob`); the likelihood
     of the assignment alone, :meth:`log_prob`, is its integral over the prices: exact at k = 2 (quadrature), otherwise a
-    deterministic quasi-Monte Carlo estimate with a reported error. It is not the Gibbs law
+    deterministic estimate with a reported error, by quasi-Monte Carlo or, where that fails, by annealing
+    (:meth:`log_prob_method`). It is not the Gibbs law
     :math:`\exp(\sum_i \phi_{i z_i}) / \mathrm{const}` that is often used in its place.
 
     Cost: O(nk) for the noise, a matching, O(k^3) for the distances; O(nk + k^3) for the joint density, and that times
@@ -59,7 +61,7 @@ class GumbelMatching(AssignmentDistribution):
     :param logits: router logits, float (*batch, n, k); -inf forbids an expert while an assignment stays feasible.
     :param capacity: the most datapoints that one expert processes.
     :param num_points: points of the likelihood's integral to begin with, see
-        :func:`~prob_moe.numerics.matching_log_prob`.
+        :func:`~prob_moe.numerics.matching_likelihood`.
     :param integration_seed: seed of those points, an int of at least 0: another seed gives another estimate of the
         same likelihood, which shows whether the reported error is right.
 
@@ -187,7 +189,7 @@ class GumbelMatching(AssignmentDistribution):
         """
         if self._validate_args:
             self._validate_sample(value)
-        log_prob, error = self._likelihood(value)
+        log_prob, error, _ = self._likelihood(value)
         worst = float(error.max()) if error.numel() else 0.0
         if worst > TOLERATED_ERROR:
             warnings.warn(
@@ -201,6 +203,11 @@ class GumbelMatching(AssignmentDistribution):
         """:returns: the standard error of :meth:`log_prob`, nats, (*)."""
         with torch.no_grad():
             return detach_provenance(self._likelihood(value)[1])
+
+    def log_prob_method(self, value: Tensor) -> list[str]:
+        """:returns: how :meth:`log_prob` is found, of :data:`~prob_moe.numerics.METHODS`, for each value in turn."""
+        with torch.no_grad():
+            return [METHODS[method] for method in self._likelihood(value)[2].flatten().tolist()]
 
     def score_function(self, value: Tensor) -> Tensor:
         """The closed-form joint density of a value that carries its draw; the likelihood of other values."""
@@ -230,16 +237,16 @@ class GumbelMatching(AssignmentDistribution):
     def enumerate_support(self, expand: bool = True) -> Tensor:
         return enumerate_matchings(self, expand)
 
-    def _likelihood(self, value: Tensor) -> tuple[Tensor, Tensor]:
+    def _likelihood(self, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         (logits, value), provenance = extract_provenance((self.logits, value))
-        estimates = matching_log_prob(
+        estimates = matching_likelihood(
             logits.to(self._wide),
             value,
             self.capacity,
             num_points=self.num_points,
             integration_seed=self.integration_seed,
         )
-        return track_provenance(estimates, provenance)
+        return track_provenance(tuple(estimates), provenance)
 
 
 def _conditional_logits(logits: Tensor, assignment: Tensor, distances: Tensor) -> Tensor:

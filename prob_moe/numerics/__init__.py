@@ -10,14 +10,17 @@ from prob_moe.numerics.conditional_poisson import (
     sample_conditional_poisson,
 )
 from prob_moe.numerics.prices.density import PriceStructure, price_log_density, price_structure
-from prob_moe.numerics.prices.likelihood import matching_log_prob
+from prob_moe.numerics.prices.estimate import METHODS
+from prob_moe.numerics.prices.likelihood import MatchingLikelihood, matching_likelihood, matching_log_prob
 from prob_moe.numerics.rounding.marginals import MinimumVarianceMarginals, minimum_variance_marginals, router_marginals
 from prob_moe.numerics.rounding.rounding import dependent_rounding
 from prob_moe.numerics.transport.sinkhorn import sinkhorn_log_plan
 from prob_moe.numerics.transport.sparse_transport import SparsePlan, sparse_transport, transport_rows
 
 __all__ = [
+    "METHODS",
     "Matching",
+    "MatchingLikelihood",
     "MinimumVarianceMarginals",
     "PriceStructure",
     "SparsePlan",
@@ -26,6 +29,7 @@ __all__ = [
     "log_elementary_symmetric",
     "log_inclusion_probabilities",
     "log_pair_probabilities",
+    "matching_likelihood",
     "matching_log_prob",
     "minimum_variance_marginals",
     "price_log_density",

@@ -17,25 +17,26 @@ import torch
 from torch import Tensor
 
 from prob_moe._transforms import nested_forward_mode
-from prob_moe.numerics.prices.integral import Nodes, PriceEstimate
-from prob_moe.numerics.prices.mode import PriceProblem, in_chunks, logit_score
+from prob_moe.numerics.prices.derivatives import logit_score
+from prob_moe.numerics.prices.estimate import Nodes, PriceEstimate
+from prob_moe.numerics.prices.problem import PriceProblem, in_chunks
 
 
 def integrate(
     logits: Tensor, problem: PriceProblem, integral: Callable[[PriceProblem], PriceEstimate]
-) -> tuple[Tensor, Tensor]:
-    """log P and its error by ``integral``, with the derivatives of the estimate at fixed points.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """log P, its error and the method by ``integral``, with the derivatives of the estimate at fixed points.
 
     :param logits: (batch, n, k), what ``problem`` was built from.
-    :returns: nats, (batch,) each; log P twice differentiable in ``logits``.
+    :returns: nats, (batch,) each, and long (batch,); log P twice differentiable in ``logits``.
     """
     if nested_forward_mode():
         raise NotImplementedError(
             "the log-probability of a matching cannot be differentiated by forward mode inside forward mode; "
             "torch.func.hessian works, and so do jacrev(jacrev(f)) and jacrev(jacfwd(f))"
         )
-    log_prob, error, *nodes = _Estimate.apply(integral, *problem)  # type: ignore[no-untyped-call]
-    return _Value.apply(logits, *problem, log_prob, *nodes), error  # type: ignore[no-untyped-call]
+    log_prob, error, method, *nodes = _Estimate.apply(integral, *problem)  # type: ignore[no-untyped-call]
+    return _Value.apply(logits, *problem, log_prob, *nodes), error, method  # type: ignore[no-untyped-call]
 
 
 class _Sum(NamedTuple):
@@ -66,7 +67,7 @@ class _Estimate(torch.autograd.Function):
     @staticmethod
     def forward(integral: Callable[[PriceProblem], PriceEstimate], *problem: Tensor) -> tuple[Tensor, ...]:
         estimate = integral(PriceProblem(*problem))
-        return estimate.log_prob, estimate.error, *(tensor for node in estimate.nodes for tensor in node)
+        return *estimate[:3], *(tensor for node in estimate.nodes for tensor in node)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: tuple[Tensor, ...]) -> None:

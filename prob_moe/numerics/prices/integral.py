@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 from torch.quasirandom import SobolEngine
 
-from prob_moe.numerics.prices.mode import PriceProblem, find_mode, in_chunks
+from prob_moe.numerics.prices.estimate import Nodes, PriceEstimate, Spread, effective_points
+from prob_moe.numerics.prices.mode import find_mode
+from prob_moe.numerics.prices.problem import PriceProblem, in_chunks
 from prob_moe.numerics.prices.proposal import PriceProposal
 from prob_moe.numerics.prices.walk import walk
 
@@ -17,7 +19,7 @@ MOST_WALKED = 12  # free prices up to which a walk is worth its while
 GOOD_SHARE = 0.1  # effective share of the points above which a proposal is kept
 STUDENT = 2.365 / 2  # 95 % quantile of Student's t with as many degrees of freedom as scrambles less one, over 2
 GROWTH = 1.5  # reported error over the bias that falls when the scrambles are put together
-FEW_POINTS = 30  # effective points at which the reported error is doubled: standard errors of so few are too small
+HOPELESS_SHARE = 0.01  # effective share of the points below which, in many dimensions, more of them are a waste
 
 
 class Rule(NamedTuple):
@@ -40,36 +42,6 @@ RULES = {
     2: Rule(1 / 2, 5.0, 1e-6, 2**15, 1e-3, 2**16),
     3: Rule(1.0, 5.0, 3e-3, 2**17, 5e-3, 2**13),
 }
-
-
-class Nodes(NamedTuple):
-    """Prices v_m (points, b, k) for the problems ``members`` (b,), and log-weights with log P = logsumexp over all
-    (points, b)."""
-
-    members: Tensor
-    prices: Tensor
-    log_weights: Tensor
-
-
-class PriceEstimate(NamedTuple):
-    """log P and its standard error in nats, (batch,), and the nodes it is a sum over."""
-
-    log_prob: Tensor
-    error: Tensor
-    nodes: list[Nodes]
-
-    def replaced(self, chosen: Tensor, other: "PriceEstimate") -> "PriceEstimate":
-        """This estimate with the problems where ``chosen`` (batch,) holds taken from ``other``, which has just
-        those."""
-        index = chosen.nonzero().squeeze(-1)
-        kept = [
-            Nodes(node.members[stays], node.prices[:, stays], node.log_weights[:, stays])
-            for node in self.nodes
-            for stays in [~chosen[node.members]]
-        ]
-        moved = [node._replace(members=index[node.members]) for node in other.nodes]
-        log_prob = self.log_prob.index_copy(0, index, other.log_prob)
-        return PriceEstimate(log_prob, self.error.index_copy(0, index, other.error), kept + moved)
 
 
 def quadrature(problem: PriceProblem, dimension: int, start: Tensor) -> PriceEstimate:
@@ -105,7 +77,9 @@ def quadrature(problem: PriceProblem, dimension: int, start: Tensor) -> PriceEst
                 break
         coarse, spacing = log_prob, spacing / 2
     everything = torch.arange(len(log_prob), device=log_prob.device)
-    return PriceEstimate(log_prob, error, [Nodes(everything, problem.prices(coordinates), log_weights)])
+    return PriceEstimate.by(
+        "quadrature", log_prob, error, [Nodes(everything, problem.prices(coordinates), log_weights)]
+    )
 
 
 def importance_sampling(
@@ -130,8 +104,11 @@ def importance_sampling(
     for generation in range(GENERATIONS):
         run = _Run(proposal, GENERATIONS * seed + generation)
         run.extend(num_points)
-        weak = run.effective_points() < GOOD_SHARE * num_points
+        effective = run.effective_points()
+        weak = effective < GOOD_SHARE * num_points
         weak = weak | (run.estimate()[0] < least[index] - 0.1)
+        hopeless = weak & is_high(proposal.problem) & (effective < HOPELESS_SHARE * num_points)
+        weak = weak & ~hopeless
         if generation + 1 == GENERATIONS:
             weak = torch.zeros_like(weak)
         following = None
@@ -141,7 +118,7 @@ def importance_sampling(
             hard = following.problem
             if generation == 0 and int(hard.free.sum(-1).max()) <= MOST_WALKED:
                 following = PriceProposal.fitted(hard, walk(hard, start[:, weak], seed))
-        run, kept = run.select(~weak), index[~weak]
+        run, kept, hopeless = run.select(~weak), index[~weak], hopeless[~weak]
         worst = torch.zeros_like(error[kept])
         while len(kept):
             value, spread, seen = run.estimate()
@@ -151,18 +128,23 @@ def importance_sampling(
             spread = worst / run.count**0.5
             log_prob[kept], error[kept] = value, spread
             unmet = ~(seen < tolerance)
-            finished = ~unmet if 2 * run.count <= max_points else torch.ones_like(unmet)
+            finished = (~unmet | hopeless) if 2 * run.count <= max_points else torch.ones_like(unmet)
             done = run.select(finished)
             for prices, log_weights in zip(done.prices, done.log_weights):
                 nodes.append(Nodes(kept[finished], prices, log_weights.flatten(0, 1) - math.log(run.count)))
             run, kept = run.select(~finished), kept[~finished]
-            worst = worst[~finished]
+            worst, hopeless = worst[~finished], hopeless[~finished]
             if len(kept):
                 run.extend(run.count)
         if following is None:
             break
         proposal, index = following, index[weak]
-    return PriceEstimate(log_prob, error, nodes)
+    return PriceEstimate.by("quasi-Monte Carlo", log_prob, error, nodes)
+
+
+def is_high(problem: PriceProblem) -> Tensor:
+    """Whether a problem has so many free prices that a proposal cannot be fitted to points that it missed, (batch,)."""
+    return problem.free.sum(-1) > MOST_WALKED
 
 
 class _Run:
@@ -202,9 +184,8 @@ class _Run:
         return part
 
     def effective_points(self) -> Tensor:
-        """Effective sample size (Σ w)² / Σ w², (batch,); 0 without any weight."""
-        flat = torch.cat(self.log_weights, 1).flatten(0, 1)
-        return (2 * flat.logsumexp(0) - (2 * flat).logsumexp(0)).exp().nan_to_num(nan=0.0)
+        """Effective sample size, (batch,)."""
+        return effective_points(torch.cat(self.log_weights, 1).flatten(0, 1))
 
     def estimate(self) -> tuple[Tensor, Tensor, Tensor]:
         """log P, its standard error with a margin for what was not seen, and without, in nats, (batch,)."""
@@ -212,25 +193,10 @@ class _Run:
         each = log_weights.logsumexp(1) - math.log(self.count / SCRAMBLES)
         log_prob = each.logsumexp(0) - math.log(SCRAMBLES)
         between = (each - log_prob).exp().std(0) / math.sqrt(SCRAMBLES)
-        effective = self.effective_points()
-        within = (1 / effective - 1 / self.count).clamp(min=0.0).sqrt()
-        tail = self._tail_index()
-        least = torch.maximum(within, self.count ** (tail - 1))
-        few = 1 + FEW_POINTS / effective
-        seen = torch.maximum(between, least) * few
-        # The heavier the tail, the more of the weight has not been seen yet, by the sample variances neither.
-        error = torch.maximum(STUDENT * between, least) * (1 + tail) * few
+        spread = Spread.of(log_weights.flatten(0, 1))
+        seen = torch.maximum(between, spread.least) * spread.few
+        error = torch.maximum(STUDENT * between, spread.least) * (1 + spread.tail) * spread.few
         # Where few points carry the weight, log P is biased downward, and still rises with the number of points: what
         # an eightfold number gains is of the size of what is missing.
         bias = GROWTH * (log_prob - each.mean(0))
         return log_prob, torch.hypot(error, bias).nan_to_num(nan=torch.inf), seen.nan_to_num(nan=torch.inf)
-
-    def _tail_index(self) -> Tensor:
-        """Hill's estimate of the Pareto index κ of the largest weights, at most 1, (batch,).
-
-        Where κ > 1/2 the variance is infinite, sample variances mean nothing, and the error falls like N^(κ − 1)
-        (Vehtari et al. 2024, Pareto smoothed importance sampling, J. Mach. Learn. Res. 25).
-        """
-        size = max(1, min(self.count // 5, round(3 * math.sqrt(self.count))))
-        largest = torch.cat(self.log_weights, 1).flatten(0, 1).topk(size + 1, 0).values
-        return (largest[:-1] - largest[-1]).mean(0).clamp(max=1.0).nan_to_num(nan=1.0)

@@ -5,7 +5,9 @@ import math
 import torch
 from torch import Tensor
 
-from prob_moe.numerics.prices.mode import PriceProblem, find_mode, inverse_curvature, price_derivatives
+from prob_moe.numerics.prices.derivatives import price_derivatives
+from prob_moe.numerics.prices.mode import find_mode, inverse_curvature
+from prob_moe.numerics.prices.problem import PriceProblem
 from prob_moe.numerics.prices.truncated_gaussian import TruncatedGaussian
 
 NU = 6  # degrees of freedom of the heavy-tailed half

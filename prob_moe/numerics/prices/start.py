@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prob_moe.numerics.prices.mode import PriceProblem
+from prob_moe.numerics.prices.problem import PriceProblem
 
 NUM_DRAWS = 16
 COOLING = 4.0  # factor between two temperatures

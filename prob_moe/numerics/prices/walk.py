@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from prob_moe.numerics.prices.mode import PriceProblem, in_chunks
+from prob_moe.numerics.prices.problem import PriceProblem, in_chunks
 
 STRETCH = 2.0
 NUM_WALKERS = 64  # at least; four for each dimension if that is more

@@ -2,7 +2,9 @@ import pytest
 import torch
 
 from prob_moe.numerics.prices.density import price_structure
-from prob_moe.numerics.prices.mode import PriceProblem, _derivatives, find_mode, logit_score
+from prob_moe.numerics.prices.derivatives import coordinate_derivatives, density_and_gradient, logit_score
+from prob_moe.numerics.prices.mode import find_mode
+from prob_moe.numerics.prices.problem import PriceProblem
 from prob_moe.numerics.prices.start import central_prices
 from prob_moe.numerics.prices.truncated_gaussian import TruncatedGaussian
 
@@ -21,8 +23,10 @@ def test_derivatives_equal_automatic_ones(n, k, capacity):
     def density(coordinates):
         return case.log_density(coordinates[None, None]).squeeze()
 
-    gradient, hessian = _derivatives(case, point[None])
+    gradient, hessian = coordinate_derivatives(case, point[None])
     torch.testing.assert_close(gradient[0], torch.autograd.functional.jacobian(density, point))
+    value, quicker = density_and_gradient(case, point[None, None])
+    torch.testing.assert_close((value.squeeze(), quicker[0, 0]), (density(point), gradient[0]))
     expected = torch.autograd.functional.hessian(density, point) - torch.diag((~case.free[0]).double())
     torch.testing.assert_close(hessian[0], expected)
     logits = case.logits.clone().requires_grad_()
@@ -36,7 +40,7 @@ def test_derivatives_equal_automatic_ones(n, k, capacity):
 def test_mode_is_stationary(n, k, capacity, scale):
     case = problem(n, k, capacity, scale)
     mode, covariance = find_mode(case, central_prices(case).unsqueeze(0))
-    gradient, _ = _derivatives(case, mode)
+    gradient, _ = coordinate_derivatives(case, mode)
     assert gradient.abs().max() < 0.1
     assert torch.linalg.eigvalsh(covariance).min() > 0
 

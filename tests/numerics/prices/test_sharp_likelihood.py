@@ -7,7 +7,7 @@ import torch
 
 from prob_moe.distributions import GumbelMatching
 from prob_moe.numerics import price_log_density
-from prob_moe.numerics.prices.integral import PriceEstimate
+from prob_moe.numerics.prices.estimate import PriceEstimate
 from prob_moe.numerics.prices.likelihood import _bracketed, matching_log_prob
 from tests.numerics.brute_force import best_assignment, draw_scores, enumerate_assignments
 
@@ -91,7 +91,7 @@ def test_frequencies_of_sharp_logits(scale, dtype):
 
 def test_where_every_point_misses_the_gradient_is_that_of_supporting_prices():
     problem = torch.zeros(1)
-    missed = PriceEstimate(problem - torch.inf, problem + torch.inf, [])
+    missed = PriceEstimate.by("quasi-Monte Carlo", problem - torch.inf, problem + torch.inf, [])
     support = torch.zeros(1, 1, 3)
     bracketed = _bracketed(missed, problem - 7.0, support)
     assert bracketed.log_prob.item() == -7.0
