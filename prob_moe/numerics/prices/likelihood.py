@@ -40,6 +40,7 @@ class MatchingLikelihood(NamedTuple):
     method: Tensor
 
 
+@leaves_torch
 def matching_log_prob(
     logits: Tensor, assignment: Tensor, capacity: int | Tensor, **options: Any
 ) -> tuple[Tensor, Tensor]:

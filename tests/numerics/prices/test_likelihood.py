@@ -3,8 +3,11 @@ import math
 import pytest
 import torch
 
+from prob_moe.distributions import GumbelMatching
+from prob_moe.numerics import METHODS
+from prob_moe.numerics.prices import likelihood
 from prob_moe.numerics.prices.density import price_log_density
-from prob_moe.numerics.prices.likelihood import matching_log_prob
+from prob_moe.numerics.prices.likelihood import matching_likelihood, matching_log_prob
 from prob_moe.testing import central_difference
 from tests.numerics.brute_force import best_assignment, draw_scores, enumerate_assignments, optimal_prices
 
@@ -247,12 +250,27 @@ def test_standard_error_of_a_large_problem(scale):
     assert error < 0.05
 
 
-def test_error_is_honest_when_there_are_too_few_points():
+def test_error_is_honest_when_there_are_too_few_points(monkeypatch):
+    monkeypatch.setattr(likelihood, "_annealed_where_poor", lambda problem, estimate, *rest: estimate)
     n = 48
     logits, assignment = torch.zeros(n, n, dtype=torch.float64), torch.arange(n)
     log_prob, error = matching_log_prob(logits, assignment, 1, num_points=64, max_points=64)
     assert error > 0.3
     assert abs(log_prob.item() + math.lgamma(n + 1)) < 5 * error
+
+
+def test_the_method_of_each_value():
+    """Forbidden pairs leave two components with a free price each; a third value is over capacity."""
+    logits = random_logits(4, 4, seed=1)
+    pairs = logits.clone()
+    pairs[:2, 2:] = pairs[2:, :2] = -INF
+    several = torch.stack([logits, pairs, logits])
+    assignment = torch.tensor([[0, 1, 2, 3], [1, 0, 2, 3], [0, 0, 2, 3]])
+    found = matching_likelihood(several, assignment, 1)
+    assert [METHODS[method] for method in found.method] == ["quadrature", "quadrature", "not feasible"]
+    five = GumbelMatching(random_logits(5, 5, seed=1), capacity=1)
+    assert five.log_prob_method(torch.arange(5).expand(2, 5)) == ["quasi-Monte Carlo"] * 2
+    assert GumbelMatching(torch.zeros(3, 2), capacity=3).log_prob_method(torch.tensor([0, 0, 1])) == ["closed form"]
 
 
 @pytest.mark.parametrize(
