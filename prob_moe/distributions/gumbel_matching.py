@@ -205,7 +205,7 @@ class GumbelMatching(AssignmentDistribution):
             return detach_provenance(self._likelihood(value)[1])
 
     def log_prob_method(self, value: Tensor) -> list[str]:
-        """:returns: how :meth:`log_prob` is found, of :data:`~prob_moe.numerics.METHODS`, for each value in turn."""
+        """:returns: how :meth:`log_prob` is found, of ``prob_moe.numerics.METHODS``, for each value in turn."""
         with torch.no_grad():
             return [METHODS[method] for method in self._likelihood(value)[2].flatten().tolist()]
 

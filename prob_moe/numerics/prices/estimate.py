@@ -23,7 +23,7 @@ METHODS = ("not feasible", "closed form", "quadrature", "quasi-Monte Carlo", "an
 
 
 class PriceEstimate(NamedTuple):
-    """log P and its standard error in nats, (batch,), which of :data:`METHODS` found it, long (batch,), and the nodes
+    """log P and its standard error in nats, (batch,), which of ``METHODS`` found it, long (batch,), and the nodes
     that it is a sum over."""
 
     log_prob: Tensor

@@ -32,7 +32,7 @@ class MatchingLikelihood(NamedTuple):
     """
     :param log_prob: nats, (\\*batch,); −inf where the assignment is not feasible.
     :param error: its standard error, nats, (\\*batch,).
-    :param method: how it was found, long (\\*batch,): places in :data:`METHODS`.
+    :param method: how it was found, long (\\*batch,): places in ``METHODS``.
     """
 
     log_prob: Tensor
