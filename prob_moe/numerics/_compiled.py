@@ -73,11 +73,15 @@ def _warn_uncached(reason: str) -> None:
 def kernel(function: Callable[..., Any] | None = None, **options: Any) -> Any:
     """Compile a function at its first call, without the interpreter's lock, and keep it on disk where one can.
 
+    With ``fastmath`` it is always put into its callers: its sums have an order that depends on what is around them. The
+    process that compiles a caller would otherwise call the code that it has of the function alone, and those which load
+    the caller from the disk the code within, with other last bits.
+
     :param options: of ``numba.njit``, ``fastmath`` for one.
     """
     if function is None:
         return functools.partial(kernel, **options)
-    compiled = numba.njit(nogil=True, **options)(function)
+    compiled = numba.njit(nogil=True, forceinline=bool(options.get("fastmath")), **options)(function)
     try:
         compiled._cache = _Cache(function)  # what njit(cache=True) does with numba's own
     except RuntimeError:

@@ -99,7 +99,9 @@ assert all(equal(one, expected) for one in found)
 """
 
 
-def run(program: str, warnings: str = "error", **environment: str) -> subprocess.CompletedProcess[str]:
+def run(
+    program: str, warnings: str = "error", *, timeout: float = 100, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Run a program with two threads, warnings being errors; it must end by itself, and well."""
     threads = dict(OMP_NUM_THREADS="2", NUMBA_NUM_THREADS="2")
     done = subprocess.run(
@@ -107,7 +109,7 @@ def run(program: str, warnings: str = "error", **environment: str) -> subprocess
         env={**os.environ, **threads, **environment},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=timeout,
     )
     assert done.returncode == 0, done.stderr
     return done
@@ -221,6 +223,27 @@ def test_a_damaged_cache_costs_time_only(read_only, tmp_path, damage):
         done = run(gone + SMALL_SOLVE, **read_only)
     assert done.stdout == "12.0\n"
     assert done.stderr.count("NUMBA_CACHE_DIR") == 1
+
+
+BITS = """
+import hashlib, torch
+from prob_moe.distributions import DependentRounding
+
+logits = torch.randn(3, 64, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+for scale in (1.0, 8.0):
+    for several in ({}, {"num_selected": 2}):
+        marginals = DependentRounding(scale * logits, capacity_factor=1.1, **several).log_marginals
+        print(hashlib.sha256(marginals.numpy().tobytes()).hexdigest())
+"""
+
+
+@pytest.mark.slow
+def test_who_compiles_has_the_bits_of_those_that_load(tmp_path):
+    """So that a fit which goes on in another process is the same fit."""
+    first, second = (run(BITS, timeout=400, NUMBA_CACHE_DIR=str(tmp_path)) for _ in range(2))
+    assert "compiles" in first.stderr
+    assert second.stderr == ""
+    assert first.stdout == second.stdout
 
 
 def test_importing_the_library_imports_no_compiler():

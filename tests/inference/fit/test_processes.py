@@ -122,6 +122,11 @@ def test_two_processes_fit_what_one_does(whole):
     pd.testing.assert_frame_equal(tables[0][served], tables[1][served], rtol=1e-8)
 
 
+def test_one_process_shows_what_two_have_fitted(whole):
+    end(run(f"-m inference show {whole[2]}"))
+    assert (whole[2] / "report.html").stat().st_size > 10_000
+
+
 @pytest.mark.parametrize("trial", range(TRIALS))
 def test_a_killed_fit_goes_on_on_any_number_of_processes(trial, whole, tmp_path):
     """On as many processes bit for bit the undisturbed run; on another number the same to rounding."""
