@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo study test coverage test-hard test-gpu test-python test-all wheel docs browser bench bench-likelihood notebooks format clean
+.PHONY: demo study test coverage test-hard test-gpu test-python test-all wheel wheel-test docs browser bench bench-likelihood notebooks format clean
 
 demo: $(READY)  ## Train mixtures on lines with the main estimators; tables and pictures in results/study.
 	$(BIN)/python -m inference study --overwrite
@@ -91,6 +91,15 @@ wheel: $(READY)  ## Build the wheel, install it into an empty environment, run t
 	dist/venv/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
 	dist/venv/bin/python -I tests/test_readme.py
 	rm -rf dist/venv
+
+SITE := $(CURDIR)/dist/site
+
+wheel-test: $(READY)  ## The README's example from the wheel alone, beside the packages of .venv: the quick half of make wheel.
+	rm -rf dist
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	$(BIN)/python -m pip install --quiet --no-deps --target $(SITE) dist/*.whl
+	cd dist && PYTHONPATH=$(SITE) ../$(BIN)/python -P -c "import prob_moe; assert prob_moe.__file__.startswith('$(SITE)')"
+	cd dist && PYTHONPATH=$(SITE) ../$(BIN)/python -P ../tests/test_readme.py 100 101
 
 docs: $(READY)  ## The documentation as web pages in results/docs; a warning or a broken link is an error.
 	$(BIN)/python -m sphinx -b html --quiet --fresh-env --fail-on-warning --nitpicky -d .venv/doctrees notebooks results/docs
