@@ -84,12 +84,14 @@ test-all:  ## The same under every Python that is here, one after the other; eac
 		if command -v $$python >/dev/null; then $(MAKE) test-python PYTHON=$$python || exit 1; else echo "no $$python here"; fi; \
 	done
 
-wheel: $(READY)  ## Build the wheel, install it into an empty environment, run the README's example there.
+wheel: $(READY)  ## Build the wheel, install it into an empty environment, run the README's example there; then its extra for tables.
 	rm -rf dist
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 	$(PYTHON) -m venv dist/venv
 	dist/venv/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
 	dist/venv/bin/python -I tests/test_readme.py
+	dist/venv/bin/python -m pip install --quiet --constraint constraints.txt "$$(echo dist/*.whl)[sklearn]"
+	dist/venv/bin/python -I -c "from prob_moe.sklearn import MixtureRegressor as M; print(M(2).fit([[0.0], [1], [2], [3], [4], [5]], [0.0, 1, 2, 9, 7, 5]))"
 	rm -rf dist/venv
 
 SITE := $(CURDIR)/dist/site
