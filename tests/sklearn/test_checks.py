@@ -17,7 +17,6 @@ from tests.sklearn.tables import two_lines
 pytestmark = pytest.mark.filterwarnings("ignore::prob_moe.sklearn.FloorWarning")
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @parametrize_with_checks([MixtureRegressor(), MixtureClassifier()])
 def test_scikit_learn(estimator: object, check: object) -> None:
