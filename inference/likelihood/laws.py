@@ -11,6 +11,7 @@ from inference.intervals import wilson_interval
 from inference.registry.builtin import REGISTRY
 from prob_moe.diagnostics import LEAST_WEIGHTS, effective_sample_size, pareto_k
 from prob_moe.distributions import AssignmentDistribution, GumbelMatching
+from prob_moe.numerics import METHODS
 
 #: problems with at most so many choices k^n are enumerated and counted
 MOST_CHOICES = 2**10
@@ -111,11 +112,12 @@ def _likelihood(routing: AssignmentDistribution, assignment: Tensor, num_draws: 
             mode_log_prob = float(routing.log_prob(routing.mode))
             if not bool(routing.support.check(assignment)):
                 log_prob, note = -math.inf, "the assignment is outside the support: over capacity, or drops"
+            elif isinstance(routing, GumbelMatching):
+                found = routing.likelihood(assignment)  # one integral, which can take a minute
+                log_prob, error = float(found.log_prob), float(found.error)
+                note = f"log P(z) by {METHODS[found.method]}"
             else:
                 log_prob = float(routing.log_prob(assignment))
-                if isinstance(routing, GumbelMatching):
-                    error = float(routing.log_prob_error(assignment))
-                    note = f"log P(z) by {routing.log_prob_method(assignment)[0]}"
             if routing.num_experts**routing.num_datapoints <= MOST_CHOICES:
                 support = routing.enumerate_support()
                 support_log_prob = routing.log_prob(support)

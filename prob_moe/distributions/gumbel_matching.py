@@ -15,6 +15,7 @@ from prob_moe.distributions.enumeration import enumerate_matchings
 from prob_moe.distributions.noise import Generators, gumbel_noise_like
 from prob_moe.numerics import (
     METHODS,
+    MatchingLikelihood,
     matching_likelihood,
     price_log_density,
     solve_assignment,
@@ -189,7 +190,7 @@ class GumbelMatching(AssignmentDistribution):
         """
         if self._validate_args:
             self._validate_sample(value)
-        log_prob, error, _ = self._likelihood(value)
+        log_prob, error, _ = self.likelihood(value)
         worst = float(error.max()) if error.numel() else 0.0
         if worst > TOLERATED_ERROR:
             warnings.warn(
@@ -199,15 +200,27 @@ class GumbelMatching(AssignmentDistribution):
             )
         return log_prob
 
+    def likelihood(self, value: Tensor) -> MatchingLikelihood:
+        """:returns: :meth:`log_prob`, its standard error and its method from one integral, (*) each."""
+        (logits, value), provenance = extract_provenance((self.logits, value))
+        found = matching_likelihood(
+            logits.to(self._wide),
+            value,
+            self.capacity,
+            num_points=self.num_points,
+            integration_seed=self.integration_seed,
+        )
+        return MatchingLikelihood(*track_provenance(tuple(found), provenance))
+
     def log_prob_error(self, value: Tensor) -> Tensor:
         """:returns: the standard error of :meth:`log_prob`, nats, (*)."""
         with torch.no_grad():
-            return detach_provenance(self._likelihood(value)[1])
+            return detach_provenance(self.likelihood(value).error)
 
     def log_prob_method(self, value: Tensor) -> list[str]:
         """:returns: how :meth:`log_prob` is found, of ``prob_moe.numerics.METHODS``, for each value in turn."""
         with torch.no_grad():
-            return [METHODS[method] for method in self._likelihood(value)[2].flatten().tolist()]
+            return [METHODS[method] for method in self.likelihood(value).method.flatten().tolist()]
 
     def score_function(self, value: Tensor) -> Tensor:
         """The closed-form joint density of a value that carries its draw; the likelihood of other values."""
@@ -236,17 +249,6 @@ class GumbelMatching(AssignmentDistribution):
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
         return enumerate_matchings(self, expand)
-
-    def _likelihood(self, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        (logits, value), provenance = extract_provenance((self.logits, value))
-        estimates = matching_likelihood(
-            logits.to(self._wide),
-            value,
-            self.capacity,
-            num_points=self.num_points,
-            integration_seed=self.integration_seed,
-        )
-        return track_provenance(tuple(estimates), provenance)
 
 
 def _conditional_logits(logits: Tensor, assignment: Tensor, distances: Tensor) -> Tensor:
