@@ -39,7 +39,7 @@ def density_and_gradient(problem: PriceProblem, point: Tensor) -> tuple[Tensor, 
     The determinant comes from the factors that also give the inverse: quicker than :meth:`PriceProblem.log_density`,
     and as accurate unless two groups of experts are linked very weakly. Cost O(nk + k³) per point.
     """
-    free, bounded, expert = problem.free, problem.bounded, problem.assignment.clamp(min=0).unsqueeze(-1)
+    free, expert = problem.free, problem.assignment.clamp(min=0).unsqueeze(-1)
     present = (problem.assignment >= 0).unsqueeze(-1)
     prices = problem.prices(point)
     log_probs = torch.log_softmax(problem.logits - prices.unsqueeze(-2), -1)
@@ -59,9 +59,7 @@ def density_and_gradient(problem: PriceProblem, point: Tensor) -> tuple[Tensor, 
     moved = (link * exchange).sum(-2) - (worth.mT @ probs).squeeze(-2)
     load = torch.zeros_like(problem.scale).scatter_add_(-1, expert.squeeze(-1), present.squeeze(-1).to(probs))
     gradient = (probs.sum(-2) - load - moved) * free
-    hazard = log_hazard(point).exp()
-    slope = torch.where(bounded, problem.scale * hazard, 1.0)
-    return fit + log_det + problem.log_slope(point), gradient * slope + torch.where(bounded, hazard - point, 0.0)
+    return fit + log_det + problem.log_slope(point), _in_coordinates(problem, point, gradient)[0]
 
 
 def _tree_terms(problem: PriceProblem, prices: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -95,14 +93,20 @@ def coordinate_derivatives(problem: PriceProblem, point: Tensor) -> tuple[Tensor
     :func:`price_derivatives`."""
     bounded, scale = problem.bounded, problem.scale
     gradient, hessian = price_derivatives(problem, problem.prices(point))
-    # v = −σ log Φ(−u): v' = σ h, v'' = σ h (h − u), and log |v'| has derivatives h − u and h (h − u) − 1.
-    hazard = log_hazard(point).exp()
-    slope = torch.where(bounded, scale * hazard, 1.0)
+    in_coordinates, hazard, slope = _in_coordinates(problem, point, gradient)
+    # v'' = σ h (h − u), and log |v'| has the second derivative h (h − u) − 1.
     bend = torch.where(bounded, hazard * (hazard - point), 0.0)
     hessian = hessian * slope.unsqueeze(-1) * slope.unsqueeze(-2)
     hessian = hessian + torch.diag_embed(torch.where(bounded, gradient * scale * bend + bend - 1, 0.0))
-    gradient = gradient * slope + torch.where(bounded, hazard - point, 0.0)
-    return gradient, hessian
+    return in_coordinates, hessian
+
+
+def _in_coordinates(problem: PriceProblem, point: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradient in the prices as that of the log-density of the coordinates u, the hazard h of u, and v'."""
+    # v = −σ log Φ(−u): v' = σ h, and log |v'| has the derivative h − u.
+    hazard = log_hazard(point).exp()
+    slope = torch.where(problem.bounded, problem.scale * hazard, 1.0)
+    return gradient * slope + torch.where(problem.bounded, hazard - point, 0.0), hazard, slope
 
 
 def _laplacian(exchange: Tensor, free: Tensor) -> Tensor:
