@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 import prob_moe
+from inference.claims.command import claims
 from inference.compare.command import compare
 from inference.fit.command import fit
 from inference.fit.table_command import fit_table_command
@@ -13,6 +14,7 @@ from inference.likelihood.command import likelihood
 from inference.posterior.command import posterior
 from inference.predict.command import predict
 from inference.registry.plugins import PluginError, load_installed
+from inference.routing_study.command import study_routing
 from inference.runs.exits import OneLineErrors, end
 from inference.scale.command import scale
 from inference.show.command import show
@@ -40,7 +42,9 @@ def main(
         end(str(error))
 
 
-for command in (fit, predict, show, compare, study, gradients, likelihood, posterior, scale):
+for command in (fit, predict, show, compare, study, claims, gradients, likelihood, posterior, scale):
     app.command()(command)
 # A table has options of its own.
 app.command("fit table")(fit_table_command)
+# And so has the study that goes through stages.
+app.command("study routing")(study_routing)

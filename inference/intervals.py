@@ -1,4 +1,7 @@
-"""Confidence intervals: Wilson's for shares, Newcombe's for paired differences of shares, BCa for means and medians."""
+"""
+Confidence intervals: Wilson's for shares, Newcombe's for paired differences of shares, BCa for means and medians,
+Student's for means of few draws at high levels.
+"""
 
 import math
 import warnings
@@ -129,6 +132,33 @@ def bca_interval(
     if math.isnan(low) or math.isnan(high):
         low, high = map(float, np.quantile(found.bootstrap_distribution, [(1 - level) / 2, (1 + level) / 2]))
     return low, high
+
+
+def student_interval(values: Any, *, level: float = 0.95) -> Interval:
+    """
+    Student's interval of a mean, exact for normal draws. At levels near 1, as joint ones are, a bootstrap of a few
+    draws has no tails to speak of; this one has.
+
+    :param values: independent draws, (n,).
+    :param level: coverage, in (0, 1).
+    :returns: lower and upper end; NaN for one draw alone; the point for draws that are all equal.
+    :raises ValueError: without a draw.
+
+    >>> student_interval([1.0, 2.0, 3.0])
+    (-0.4841..., 4.4841...)
+    """
+    # Slow to import; --help need not wait for it.
+    from scipy import stats
+
+    values = np.asarray(values, dtype=float)
+    if not len(values):
+        raise ValueError("values must hold at least one draw, got none")
+    _normal_quantile(level)
+    if len(values) == 1 or np.isnan(values).any():
+        return math.nan, math.nan
+    middle = float(values.mean())
+    half = float(stats.t.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
+    return middle - half, middle + half
 
 
 def share_interval(values: Any, *, level: float = 0.95) -> Interval:

@@ -12,6 +12,7 @@ OUTPUTS = {
         "report.md",
         *(f"{name}.png" for name in ("pieces", "serving", "summary", "claims", "robustness", "curves", "fits")),
     ),
+    "study routing": ("routing.csv", "routing.md"),
     "fit table": ("table.json",),
     "gradients": ("gradients.csv", "gradients_variance.png", "gradients_bias.png", "expected_gradients.csv"),
     "likelihood": ("likelihood.json", "likelihood.png"),

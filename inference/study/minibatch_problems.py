@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from inference.study.problems import Labelled, Problem, brightness, misclassified
+from inference.study.problems import ROBUST, Labelled, Problem, brightness, misclassified
 from inference.study.settings import RegimesRun, TableRun
 from models.digits import NUM_CLASSES, NUM_PIXELS
 from models.pieces import PosteriorNetwork, stacked_network
@@ -16,9 +16,6 @@ from models.piecewise import StackedCostBaseline, StackedLinear
 from models.regimes import BRIGHTEST, regime_of, regimes_data, regimes_mixture
 from models.tables import ROUTER_HIDDEN, table_data, table_mixture
 from prob_moe.distributions import IndependentRouting
-
-#: nats that a row of a table can cost at most in a robust score
-ROBUST = 10.0
 
 
 def regimes_problem(run: RegimesRun) -> Problem:
@@ -30,7 +27,7 @@ def regimes_problem(run: RegimesRun) -> Problem:
     num_features = NUM_PIXELS + run.num_regimes
     return Problem(
         _stacked([data.train for data in seeds]),
-        _stacked([data.test for data in seeds]),
+        _stacked([getattr(data, run.judged_on) for data in seeds]),
         mixture,
         run.load_balancing,
         cost_baseline=lambda: StackedCostBaseline(stack, in_features=num_features),
@@ -55,7 +52,7 @@ def table_problem(run: TableRun) -> Problem:
     network = partial(stacked_network, stack, num_features + 1, run.num_experts, ROUTER_HIDDEN)
     return Problem(
         train,
-        _stacked([data.test for data in seeds]),
+        _stacked([getattr(data, run.judged_on) for data in seeds]),
         mixture,
         run.load_balancing,
         cost_baseline=lambda: StackedCostBaseline(stack, in_features=num_features),
@@ -64,7 +61,7 @@ def table_problem(run: TableRun) -> Problem:
         error=error_of_mean,
         serving=True,
         robust=ROBUST,
-        rows=torch.stack([data.test_rows for data in seeds]),
+        rows=torch.stack([data.test_rows for data in seeds]) if run.judged_on == "test" else None,
     )
 
 

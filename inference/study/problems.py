@@ -26,6 +26,8 @@ from prob_moe.mixture import MixtureOfExperts
 Labelled = tuple[Tensor, Tensor]
 
 NUM_TEST = 1000
+#: nats that a datapoint can cost at most in a robust score
+ROBUST = 10.0
 DECAYING = {"use_decaying_avg_baseline": True}
 
 
@@ -33,7 +35,7 @@ DECAYING = {"use_decaying_avg_baseline": True}
 class Problem:
     """
     :param train: (x, y) of shapes (*batch, n, d) and (*batch, n).
-    :param test: held-out data of the same kind, in one batch.
+    :param test: held-out data of the same kind, in one batch: those that the run is judged on.
     :param mixture: untrained, with a decaying-average baseline.
     :param load_balancing: weight of the load-balancing loss.
     :param cost_baseline: makes a network that predicts a datapoint's cost, (*batch, n, d) -> (*batch, n).
@@ -73,6 +75,8 @@ def toy_problem(run: ToyRun) -> Problem:
     train = piecewise_data(stack, run.num_datapoints, run.break_at)
     test = piecewise_data(stack, NUM_TEST, run.break_at)
     mixture = piecewise_mixture(IndependentRouting, stack, capacity_factor=run.capacity_factor)
+    if run.judged_on == "validation":  # drawn last: it changes nothing else
+        test = piecewise_data(stack, NUM_TEST, run.break_at)
     return Problem(
         train,
         test,
@@ -91,6 +95,8 @@ def pieces_problem(run: PiecesRun) -> Problem:
     pieces = draw_pieces(stack, run.num_pieces)
     train, test = pieces.data(run.num_datapoints), pieces.data(NUM_TEST)
     mixture = pieces_mixture(IndependentRouting, run.num_pieces, stack, run.capacity_factor)
+    if run.judged_on == "validation":  # drawn last: it changes nothing else
+        test = pieces.data(NUM_TEST)
     return Problem(
         train,
         test,
@@ -116,6 +122,8 @@ def _stacked(run: StackedRun, num_experts: int, mean: Callable[[Tensor], Tensor]
         "identity": tenth,
         "error": root_mean_square,
         "grid": (x.unsqueeze(-1), mean(x)),
+        "serving": True,
+        "robust": ROBUST,
     }
 
 
@@ -131,7 +139,7 @@ def digits_problem(run: DigitsRun) -> Problem:
     assert isinstance(mixture, MixtureOfExperts)
     return Problem(
         data.train,
-        data.test,
+        getattr(data, run.judged_on),
         mixture,
         run.load_balancing,
         cost_baseline=lambda: CostBaseline(NUM_PIXELS),

@@ -18,9 +18,11 @@ SERVED = ["nll", "robust", "beyond", "error"]
 
 
 def serving_by_seed(runs: Sequence[Run], records: Sequence[Record]) -> pd.DataFrame:
-    """One row per run, seed and way to serve; empty where no model was judged so."""
+    """One row per run, seed and way to serve, of tasks with a reference; empty without one."""
     tables = []
     for run, record in zip(runs, records):
+        if run.reference is None:
+            continue
         for way in WAYS:
             if f"nll, {way}" not in record.metrics:
                 continue

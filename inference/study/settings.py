@@ -1,9 +1,12 @@
 """What a run is."""
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 from models.tables import TABLES
+
+#: of the data that training does not see
+Part = Literal["validation", "test"]
 
 
 @dataclass(frozen=True)
@@ -14,6 +17,7 @@ class Run:
     :param arm: name of the arm.
     :param learning_rate: of Adam.
     :param load_balancing: weight of the load-balancing loss.
+    :param judged_on: the held-out data: test, or validation where something is chosen.
     """
 
     task: ClassVar[str]
@@ -28,12 +32,15 @@ class Run:
     load_balancing: float
     capacity_factor: float = 1.0
     seed: int = 0
+    judged_on: Part = "test"
 
     def __post_init__(self) -> None:
         if not 0 < self.learning_rate < float("inf"):
             raise ValueError(f"learning_rate must be positive and finite, got {self.learning_rate!r}")
         if not 0 <= self.load_balancing < float("inf"):
             raise ValueError(f"load_balancing must be a weight >= 0, got {self.load_balancing!r}")
+        if self.judged_on not in get_args(Part):
+            raise ValueError(f"judged_on must be validation or test, got {self.judged_on!r}")
         for field in fields(self):
             value = getattr(self, field.name)
             if field.name.startswith(("num_", "batch_size")) and value < 1:

@@ -9,7 +9,7 @@ import prob_moe
 from inference.cli import app
 from tests.inference.test_broken_input import RUN, refused
 
-COMMANDS = ["fit", "predict", "show", "compare", "study", "gradients", "likelihood", "posterior"]
+COMMANDS = ["fit", "predict", "show", "compare", "study", "claims", "gradients", "likelihood", "posterior"]
 SMALL = {
     "study": ["--num-seeds", "2", "--num-steps", "2", "--jobs", "1"],
     "gradients": ["--enumeration"],
@@ -18,7 +18,7 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("command", [[], ["fit", "table"], *([name] for name in COMMANDS)])
+@pytest.mark.parametrize("command", [[], ["fit", "table"], ["study", "routing"], *([name] for name in COMMANDS)])
 def test_help_fits_80_columns(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     result = CliRunner().invoke(app, [*command, "--help"])

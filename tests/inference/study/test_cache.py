@@ -31,7 +31,8 @@ def test_every_setting_and_the_format_name_the_file(tmp_path: Path, monkeypatch:
     paths = {cache.path(RUN), cache.path(DigitsRun("skip", 0.1, 0.0))}
     for field in fields(RUN):
         old = getattr(RUN, field.name)
-        paths.add(cache.path(replace(RUN, **{field.name: "switch" if field.name == "arm" else (old + 1) / 4})))
+        new = {"arm": "switch", "judged_on": "validation"}.get(field.name) or (old + 1) / 4
+        paths.add(cache.path(replace(RUN, **{field.name: new})))
     monkeypatch.setattr(module, "FORMAT", module.FORMAT + 1)
     paths.add(cache.path(RUN))
     assert len(paths) == 3 + len(fields(RUN))

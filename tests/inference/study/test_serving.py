@@ -20,7 +20,7 @@ ARMS = all_arms()
 
 def problem(name: str, **settings: object) -> Problem:
     given = pieces_problem(PiecesRun(name, 0.1, 0.0, num_seeds=2, num_pieces=4))
-    return replace(given, serving=True, **settings)
+    return replace(given, **({"robust": None} | settings))
 
 
 def test_a_mixture_is_served_by_its_favourites() -> None:
