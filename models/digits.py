@@ -58,16 +58,19 @@ def split_digits(
     target: Any, validation_size: int, test_size: int, seed: int = SPLIT_SEED
 ) -> tuple[Tensor, Tensor, Tensor]:
     """
+    The test part is always the same.
+
     :param target: the classes, an array (n,).
+    :param seed: of the rest's split into training and validation part.
     :returns: the datapoints of the training, validation and test part, long, with equal shares of the classes.
     """
 
-    def split(index: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    def split(index: Tensor, size: int, seed: int) -> tuple[Tensor, Tensor]:
         kept, left = train_test_split(index.numpy(), test_size=size, stratify=target[index], random_state=seed)
         return torch.as_tensor(kept), torch.as_tensor(left)
 
-    rest, test = split(torch.arange(len(target)), test_size)
-    return *split(rest, validation_size), test
+    rest, test = split(torch.arange(len(target)), test_size, SPLIT_SEED)
+    return *split(rest, validation_size, seed), test
 
 
 class CostBaseline(nn.Module):

@@ -33,7 +33,8 @@ def regimes_data(num_regimes: int, seed: int = 0, validation_size: int = 300, te
     Every image once in each of R regimes, where its label is another permutation of the digits.
 
     :param num_regimes: R.
-    :param seed: of the permutations, the split and the order.
+    :param seed: of the permutations, the order, and which images are for validation; those for test are always the
+        same.
     :param validation_size: images; and so
     :param test_size:
     :raises ValueError: if ``num_regimes`` is not a positive int.

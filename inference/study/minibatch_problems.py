@@ -10,6 +10,7 @@ from torch.nn.functional import one_hot
 
 from inference.study.problems import ROBUST, Labelled, Problem, brightness, misclassified
 from inference.study.settings import RegimesRun, TableRun
+from inference.training.schedule import cosine
 from models.digits import NUM_CLASSES, NUM_PIXELS
 from models.pieces import PosteriorNetwork, stacked_network
 from models.piecewise import StackedCostBaseline, StackedLinear
@@ -19,17 +20,22 @@ from prob_moe.distributions import IndependentRouting
 
 
 def regimes_problem(run: RegimesRun) -> Problem:
-    """Every seed with permutations, split and start of its own: the same for every arm and setting."""
+    """
+    Every seed with permutations, start, and a share of validation images of its own; the test images are the same for
+    all.
+    """
     seeds = [regimes_data(run.num_regimes, run.seed + seed) for seed in range(run.num_seeds)]
+    train, validation, test = (_stacked(part) for part in zip(*(data[:3] for data in seeds)))
     pyro.set_rng_seed(run.seed)
     stack = (run.num_seeds,)
     mixture = regimes_mixture(IndependentRouting, run.num_regimes, stack, run.capacity_factor)
     num_features = NUM_PIXELS + run.num_regimes
     return Problem(
-        _stacked([data.train for data in seeds]),
-        _stacked([getattr(data, run.judged_on) for data in seeds]),
+        run,
+        train,
+        validation,
+        test,
         mixture,
-        run.load_balancing,
         cost_baseline=lambda: StackedCostBaseline(stack, in_features=num_features),
         posterior=lambda: PosteriorNetwork(
             StackedLinear(stack, num_features + NUM_CLASSES, run.num_regimes), lambda y: one_hot(y, NUM_CLASSES)
@@ -38,30 +44,34 @@ def regimes_problem(run: RegimesRun) -> Problem:
         error=misclassified,
         oracle=regime_of,
         serving=True,
+        batch_size=run.batch_size,
     )
 
 
 def table_problem(run: TableRun) -> Problem:
-    """Every seed with a split and a start of its own: the same for every arm and setting."""
+    """Every seed with a start, and a tenth of validation rows of its own; the test rows are the same for all."""
     seeds = [table_data(run.table, run.seed + seed) for seed in range(run.num_seeds)]
+    train, validation, test = (_stacked(part) for part in zip(*(data[:3] for data in seeds)))
     pyro.set_rng_seed(run.seed)
     stack = (run.num_seeds,)
-    train = _stacked([data.train for data in seeds])
     num_features = train[0].shape[-1]
     mixture = table_mixture(IndependentRouting, num_features, run.num_experts, stack, run.capacity_factor)
     network = partial(stacked_network, stack, num_features + 1, run.num_experts, ROUTER_HIDDEN)
     return Problem(
+        run,
         train,
-        _stacked([getattr(data, run.judged_on) for data in seeds]),
+        validation,
+        test,
         mixture,
-        run.load_balancing,
         cost_baseline=lambda: StackedCostBaseline(stack, in_features=num_features),
         posterior=lambda: PosteriorNetwork(network(), lambda y: y.unsqueeze(-1)),
         identity=brightness,
         error=error_of_mean,
         serving=True,
         robust=ROBUST,
-        rows=torch.stack([data.test_rows for data in seeds]) if run.judged_on == "test" else None,
+        rows=torch.stack([data.test_rows if run.judged_on == "test" else data.validation_rows for data in seeds]),
+        batch_size=run.batch_size,
+        schedule=cosine,
     )
 
 

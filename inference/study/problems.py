@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from inference.study.settings import DigitsRun, PiecesRun, StackedRun, ToyRun
+from inference.study.settings import DigitsRun, PiecesRun, Run, StackedRun, ToyRun
+from inference.training.schedule import constant
 from models.digits import NUM_CLASSES, NUM_PIXELS, CostBaseline, digits_data, digits_mixture
 from models.pieces import PosteriorNetwork, draw_pieces, pieces_mixture, stacked_network
 from models.piecewise import (
+    PiecewiseData,
     StackedCostBaseline,
     piecewise_data,
     piecewise_mean,
@@ -34,56 +36,74 @@ DECAYING = {"use_decaying_avg_baseline": True}
 @dataclass(frozen=True)
 class Problem:
     """
+    Data, the model that every arm starts from, and how an output is judged. The training part is the same whatever the
+    run is judged on, and the test part is never trained on, under any seed.
+
+    :param run: what the problem is of.
     :param train: (x, y) of shapes (*batch, n, d) and (*batch, n).
-    :param test: held-out data of the same kind, in one batch: those that the run is judged on.
+    :param validation: held-out data of the same kind, in one batch; and so
+    :param test:
     :param mixture: untrained, with a decaying-average baseline.
-    :param load_balancing: weight of the load-balancing loss.
     :param cost_baseline: makes a network that predicts a datapoint's cost, (*batch, n, d) -> (*batch, n).
     :param posterior: makes a network for a guide that knows y, from (*batch, n, d) and (*batch, n) to logits
         (*batch, n, k).
     :param identity: what hash routing knows of a datapoint, (*batch, n, d) -> long (*batch, n).
     :param error: of served outputs, (*batch, n, out) and (*batch, n) -> (*batch).
     :param oracle: the right expert of every datapoint, (*batch, n, d) -> long (*batch, n); None where nobody knows.
-    :param truth: NLL of the true process on the test data, nats per datapoint, (*batch); None where nobody knows it.
+    :param truth: NLL of the true process on data (x, y), nats per datapoint, (*batch); None where nobody knows it.
     :param grid: what a picture of a stack's first model shows: some x (*batch, 100, 1) and the true means there
         (*batch, 100); None where x has more dimensions.
     :param serving: whether the model is also judged as served by one, two and all experts.
-    :param robust: nats that a test datapoint can cost at most in a robust score; None for no such score.
-    :param rows: numbers of the test datapoints in the table that they come from, long (*batch, n).
+    :param robust: nats that a held-out datapoint can cost at most in a robust score; None for no such score.
+    :param rows: numbers of the held-out datapoints in the table that they come from, long (*batch, n).
+    :param batch_size: datapoints of a step, in passes of a new random order; None for all.
+    :param schedule: of the learning rate, see :mod:`inference.training.schedule`.
     """
 
+    run: Run
     train: Labelled
+    validation: Labelled
     test: Labelled
     mixture: MixtureOfExperts
-    load_balancing: float
     cost_baseline: Callable[[], nn.Module]
     posterior: Callable[[], nn.Module]
     identity: Callable[[Tensor], Tensor]
     error: Callable[[Tensor, Tensor], Tensor]
     oracle: Callable[[Tensor], Tensor] | None = None
-    truth: Tensor | None = None
+    truth: Callable[[Labelled], Tensor] | None = None
     grid: Labelled | None = None
     serving: bool = False
     robust: float | None = None
     rows: Tensor | None = None
+    batch_size: int | None = None
+    schedule: Callable[[int, int], float] = constant
+
+    @property
+    def held_out(self) -> Labelled:
+        """What the run is judged on."""
+        return self.test if self.run.judged_on == "test" else self.validation
+
+    @property
+    def load_balancing(self) -> float:
+        """Weight of the load-balancing loss."""
+        return self.run.load_balancing
 
 
 def toy_problem(run: ToyRun) -> Problem:
     """All seeds of a toy run, stacked: the same data and start for every arm and setting."""
     pyro.set_rng_seed(run.seed)
     stack = (run.num_seeds,)
-    train = piecewise_data(stack, run.num_datapoints, run.break_at)
-    test = piecewise_data(stack, NUM_TEST, run.break_at)
+    sizes = run.num_datapoints, NUM_TEST, NUM_TEST
+    train, validation, test = (piecewise_data(stack, size, run.break_at) for size in sizes)
     mixture = piecewise_mixture(IndependentRouting, stack, capacity_factor=run.capacity_factor)
-    if run.judged_on == "validation":  # drawn last: it changes nothing else
-        test = piecewise_data(stack, NUM_TEST, run.break_at)
     return Problem(
+        run,
         train,
+        validation,
         test,
         mixture,
-        run.load_balancing,
         oracle=lambda x: (x.squeeze(-1) >= run.break_at).long(),
-        truth=piecewise_nll(test, run.break_at),
+        truth=lambda data: piecewise_nll(PiecewiseData(*data), run.break_at),
         **_stacked(run, 2, partial(piecewise_mean, break_at=run.break_at)),
     )
 
@@ -93,17 +113,16 @@ def pieces_problem(run: PiecesRun) -> Problem:
     pyro.set_rng_seed(run.seed)
     stack = (run.num_seeds,)
     pieces = draw_pieces(stack, run.num_pieces)
-    train, test = pieces.data(run.num_datapoints), pieces.data(NUM_TEST)
+    train, validation, test = map(pieces.data, (run.num_datapoints, NUM_TEST, NUM_TEST))
     mixture = pieces_mixture(IndependentRouting, run.num_pieces, stack, run.capacity_factor)
-    if run.judged_on == "validation":  # drawn last: it changes nothing else
-        test = pieces.data(NUM_TEST)
     return Problem(
+        run,
         train,
+        validation,
         test,
         mixture,
-        run.load_balancing,
         oracle=pieces.piece,
-        truth=pieces.nll(test),
+        truth=lambda data: pieces.nll(PiecewiseData(*data)),
         **_stacked(run, run.num_pieces, pieces.mean),
     )
 
@@ -138,16 +157,18 @@ def digits_problem(run: DigitsRun) -> Problem:
     )
     assert isinstance(mixture, MixtureOfExperts)
     return Problem(
+        run,
         data.train,
-        getattr(data, run.judged_on),
+        data.validation,
+        data.test,
         mixture,
-        run.load_balancing,
         cost_baseline=lambda: CostBaseline(NUM_PIXELS),
         posterior=lambda: PosteriorNetwork(
             nn.Linear(NUM_PIXELS + NUM_CLASSES, mixture.experts.num_experts), lambda y: one_hot(y, NUM_CLASSES)
         ),
         identity=brightness,
         error=misclassified,
+        batch_size=run.batch_size,
     )
 
 

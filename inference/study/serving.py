@@ -25,13 +25,13 @@ def measure_serving(learner: Learner, problem: Problem) -> tuple[dict[str, Tenso
         worst of the rows beyond its limit, by way to serve, for each model a list of (number of the row, nats).
 
         ============ ==========================================================================
-        nll          nats per test datapoint
+        nll          nats per held-out datapoint
         error        the problem's
         robust       nll with no datapoint costing more than the problem's limit
         beyond       how many datapoints do
         ============ ==========================================================================
     """
-    x, y = problem.test
+    x, y = problem.held_out
     own = -learner.log_predictive(x, y)
     served = [(AS_TRAINED, own, learner.serve(x))]
     for way, num_selected in EXPERTS.items():
@@ -54,7 +54,7 @@ def measure_serving(learner: Learner, problem: Problem) -> tuple[dict[str, Tenso
 
 
 def _measures(way: str, costs: Tensor, out: Tensor, problem: Problem) -> dict[str, Tensor]:
-    found = {f"nll, {way}": costs.mean(-1), f"error, {way}": problem.error(out, problem.test[1])}
+    found = {f"nll, {way}": costs.mean(-1), f"error, {way}": problem.error(out, problem.held_out[1])}
     if problem.robust is not None:
         found[f"robust, {way}"] = costs.clamp(max=problem.robust).mean(-1)
         found[f"beyond, {way}"] = (costs > problem.robust).sum(-1).to(costs.dtype)

@@ -17,7 +17,8 @@ class Run:
     :param arm: name of the arm.
     :param learning_rate: of Adam.
     :param load_balancing: weight of the load-balancing loss.
-    :param judged_on: the held-out data: test, or validation where something is chosen.
+    :param seed: of data, split, start and batches. Runs that choose something take other seeds than those reported.
+    :param judged_on: the held-out data: test, or validation where something is chosen. The training is the same.
     """
 
     task: ClassVar[str]

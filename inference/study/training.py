@@ -14,9 +14,8 @@ from inference.study.learners import Learner
 from inference.study.minibatch_problems import regimes_problem, table_problem
 from inference.study.problems import Labelled, Problem, digits_problem, pieces_problem, toy_problem
 from inference.study.serving import measure_serving
-from inference.study.settings import DigitsRun, PiecesRun, RegimesRun, Run, StackedRun, TableRun, ToyRun
+from inference.study.settings import DigitsRun, PiecesRun, RegimesRun, Run, SeedsRun, TableRun, ToyRun
 from inference.training.batches import Minibatches
-from inference.training.schedule import constant, cosine
 from inference.training.trainer import NonFiniteLossError, steps
 
 #: steps between two looks at the held-out data
@@ -26,62 +25,54 @@ NUM_WATCHED = 2000
 QUARTILES = (0.25, 0.5, 0.75)
 
 
+#: what is learnt, by kind of run
+PROBLEMS: dict[type[Run], Callable[[Any], Problem]] = {
+    ToyRun: toy_problem,
+    PiecesRun: pieces_problem,
+    DigitsRun: digits_problem,
+    RegimesRun: regimes_problem,
+    TableRun: table_problem,
+}
+
+
+def problem_of(run: Run) -> Problem:
+    """
+    :raises NotImplementedError: on a kind of run that has no problem.
+    """
+    if type(run) not in PROBLEMS:
+        raise NotImplementedError(f"no problem is known for {type(run).__name__}")
+    return PROBLEMS[type(run)](run)
+
+
 def train(run: Run) -> Record:
     """Train and measure on one thread; the result depends on the settings of the run only."""
     # The tensors are too small to share between threads, and other runs want the other cores.
     torch.set_num_threads(1)
-    if isinstance(run, ToyRun):
-        return _train_stacked(run, toy_problem(run))
-    if isinstance(run, PiecesRun):
-        return _train_stacked(run, pieces_problem(run))
-    if isinstance(run, DigitsRun):
-        return _train_digits(run)
-    if isinstance(run, RegimesRun):
-        return _train_on_minibatches(run, regimes_problem(run))
-    if isinstance(run, TableRun):
-        return _train_on_minibatches(run, table_problem(run), cosine)
-    raise NotImplementedError(f"no problem is known for {type(run).__name__}")
-
-
-def _train_stacked(run: StackedRun, problem: Problem) -> Record:
+    problem = problem_of(run)
     # All arms draw from the same state on.
     pyro.set_rng_seed(run.seed)
     learner = all_arms()[run.arm].build(problem)
-    return _fit(run, problem, learner, lambda: learner.loss(*problem.train), run.num_steps)
+    if problem.batch_size is None:
+        return _fit(run, problem, learner, lambda: learner.loss(*problem.train), _num_steps(run, 1))
+    batches = Minibatches(*problem.train, batch_size=problem.batch_size, dim=problem.train[1].dim() - 1)
+    return _fit(run, problem, learner, lambda: learner.loss(*next(batches)), _num_steps(run, len(batches)))
 
 
-def _train_digits(run: DigitsRun) -> Record:
-    problem = digits_problem(run)
-    pyro.set_rng_seed(run.seed)
-    learner = all_arms()[run.arm].build(problem)
-    batches = Minibatches(*problem.train, batch_size=run.batch_size)
-    return _fit(run, problem, learner, lambda: learner.loss(*next(batches)), run.num_epochs * len(batches))
+def _num_steps(run: Run, steps_per_epoch: int) -> int:
+    if isinstance(run, DigitsRun):
+        return run.num_epochs * steps_per_epoch
+    assert isinstance(run, SeedsRun)
+    return run.num_steps
 
 
-def _train_on_minibatches(
-    run: RegimesRun | TableRun, problem: Problem, schedule: Callable[[int, int], float] = constant
-) -> Record:
-    pyro.set_rng_seed(run.seed)
-    learner = all_arms()[run.arm].build(problem)
-    batches = Minibatches(*problem.train, batch_size=run.batch_size, dim=1)
-    return _fit(run, problem, learner, lambda: learner.loss(*next(batches)), run.num_steps, schedule)
-
-
-def _fit(
-    run: Run,
-    problem: Problem,
-    learner: Learner,
-    loss: Callable[[], Tensor],
-    num_steps: int,
-    schedule: Callable[[int, int], float] = constant,
-) -> Record:
+def _fit(run: Run, problem: Problem, learner: Learner, loss: Callable[[], Tensor], num_steps: int) -> Record:
     start = time.process_time()
     curve: dict[str, list[float]] = {"step": [], "low": [], "median": [], "high": []}
     stopped_at = None
-    x, y = problem.test
+    x, y = problem.held_out
     watched = x[..., :NUM_WATCHED, :], y[..., :NUM_WATCHED]
     try:
-        trained = steps(learner, loss, num_steps=num_steps, learning_rate=run.learning_rate, schedule=schedule)
+        trained = steps(learner, loss, num_steps=num_steps, learning_rate=run.learning_rate, schedule=problem.schedule)
         for step, _ in trained:
             learner.after_step()
             if step % LOOK_EVERY == 0 or step + 1 == num_steps:
@@ -111,10 +102,10 @@ def _nll(learner: Learner, data: Labelled) -> Tensor:
 
 def _metrics(learner: Learner, problem: Problem) -> dict[str, list[float]]:
     with torch.no_grad():
-        error = problem.error(learner.serve(problem.test[0]), problem.test[1])
-    measured = {"nll": _nll(learner, problem.test), "error": error.reshape(-1)}
+        error = problem.error(learner.serve(problem.held_out[0]), problem.held_out[1])
+    measured = {"nll": _nll(learner, problem.held_out), "error": error.reshape(-1)}
     if problem.truth is not None:
-        measured["truth"] = problem.truth.reshape(-1)
+        measured["truth"] = problem.truth(problem.held_out).reshape(-1)
     return {name: _short_list(values) for name, values in measured.items()}
 
 

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from torch import Tensor
 
-from models.digits import NUM_PIXELS
+from models.digits import NUM_PIXELS, Labelled
 from models.regimes import regime_of, regimes_data, regimes_mixture
 from prob_moe.distributions import DependentRounding
 
@@ -33,11 +34,16 @@ def test_no_image_is_in_two_parts() -> None:
     assert not images[1] & images[2]
 
 
-def test_a_seed_decides_permutations_and_split() -> None:
+def test_a_seed_decides_permutations_and_validation_images_but_no_test_images() -> None:
     first, again, other = regimes_data(3, seed=5), regimes_data(3, seed=5), regimes_data(3, seed=6)
     assert first.train.x.equal(again.train.x)
     assert not first.permutations.equal(other.permutations)
-    assert not first.test.x.equal(other.test.x)
+
+    def images(part: Labelled) -> Tensor:
+        return part.x[:, :NUM_PIXELS].unique(dim=0)
+
+    assert not images(first.validation).equal(images(other.validation))
+    assert images(first.test).equal(images(other.test))
 
 
 def test_the_mixture_takes_a_stack_of_seeds() -> None:

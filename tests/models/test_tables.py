@@ -62,7 +62,12 @@ def test_parts_are_disjoint_and_standardised_by_the_training_part() -> None:
     assert set(x[:, 6:].unique().tolist()) == {0, 1}
     assert data.test[0][:, 6:].equal(table.x[data.test_rows - 1, 6:])
     assert len(data.test_rows.unique()) == 5394
-    assert not table_data("diamonds", seed=4).test_rows.equal(data.test_rows)
+    # No row that one seed is tested on is another's to train or tune on.
+    other = table_data("diamonds", seed=4)
+    assert other.test_rows.equal(data.test_rows)
+    assert not other.validation_rows.equal(data.validation_rows)
+    assert data.validation[0][:, 6:].equal(table.x[data.validation_rows - 1, 6:])
+    assert not {*data.test_rows.tolist()} & {*data.validation_rows.tolist(), *other.validation_rows.tolist()}
 
 
 def test_the_mixture_puts_out_mean_and_scale() -> None:

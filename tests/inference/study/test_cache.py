@@ -2,6 +2,7 @@
 
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -60,10 +61,11 @@ def test_a_write_that_fails_leaves_the_old_record(tmp_path: Path) -> None:
     [
         ({"learning_rate": 0.0}, "learning_rate must be positive and finite, got 0.0"),
         ({"load_balancing": -1.0}, "load_balancing must be a weight >= 0, got -1.0"),
+        ({"judged_on": "train"}, "judged_on must be validation or test, got 'train'"),
         ({"num_seeds": 0}, "num_seeds must be a positive int, got 0"),
         ({"break_at": 1.0}, r"break_at must lie inside \(0, 1\), got 1.0"),
     ],
 )
-def test_settings_are_checked(change: dict[str, float], message: str) -> None:
+def test_settings_are_checked(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(RUN, **change)

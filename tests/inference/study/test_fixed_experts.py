@@ -36,7 +36,7 @@ def test_the_oracle_knows_the_pieces() -> None:
     learner = ARMS["oracle"].build(problem)
     list(steps(learner, lambda: learner.loss(x, y), num_steps=300, learning_rate=0.1))
     assert problem.truth is not None
-    assert (-learner.log_predictive(*problem.test).mean(-1) < problem.truth + 0.5).all()
+    assert (-learner.log_predictive(*problem.test).mean(-1) < problem.truth(problem.test) + 0.5).all()
 
 
 def test_the_oracle_of_two_lines_changes_at_the_break() -> None:

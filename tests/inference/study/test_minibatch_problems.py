@@ -16,8 +16,8 @@ ROWS = 300
 def tiny_table(name: str, seed: int) -> TableData:
     """A table that needs no package."""
     torch.manual_seed(seed)
-    parts = [(torch.randn(n, 5), torch.randn(n)) for n in (ROWS, 30, 40)]
-    return TableData(*parts, test_rows=torch.arange(40))  # type: ignore[misc]
+    train, validation, test = ((torch.randn(n, 5), torch.randn(n)) for n in (ROWS, 30, 40))
+    return TableData(train, validation, test, torch.arange(30), torch.arange(40))
 
 
 @pytest.fixture
