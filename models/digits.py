@@ -19,6 +19,7 @@ from prob_moe.mixture import MixtureOfExperts
 NUM_PIXELS = 64
 NUM_CLASSES = 10
 SPLIT_SEED = 0
+NUM_EXPERTS, HIDDEN = 4, 64  #: by default, and units of an expert
 
 
 class Labelled(NamedTuple):
@@ -92,8 +93,8 @@ def categorical(out: Tensor) -> TorchDistribution:
 def digits_mixture(
     assignment: Callable[..., AssignmentDistribution],
     *,
-    num_experts: int = 4,
-    hidden_features: int = 64,
+    num_experts: int = NUM_EXPERTS,
+    hidden_features: int = HIDDEN,
     num_layers: int = 1,
     capacity_factor: float = 1.25,
     load_balancing: float = 0.0,

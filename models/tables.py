@@ -194,15 +194,16 @@ def table_mixture(
     num_experts: int = 16,
     batch_shape: tuple[int, ...] = (),
     capacity_factor: float = 1.0,
+    hidden_features: int = HIDDEN,
 ) -> MixtureOfExperts:
     """
-    Experts with one hidden layer of 32 units that put out mean and scale, and a router with one of 64.
+    Experts with one hidden layer, by default of 32 units, that put out mean and scale, and a router with one of 64.
 
     :param batch_shape: independent models, trained side by side in plates of these sizes.
     """
     return MixtureOfExperts(
         router=stacked_network(batch_shape, num_features, num_experts, ROUTER_HIDDEN),
-        experts=BatchedExperts(num_experts, num_features, HIDDEN, 2, batch_shape=batch_shape),
+        experts=BatchedExperts(num_experts, num_features, hidden_features, 2, batch_shape=batch_shape),
         likelihood=scaled_gaussian,
         assignment=assignment,
         capacity_factor=capacity_factor,

@@ -6,6 +6,8 @@ from importlib import import_module
 from typing import Any
 
 from inference.registry.entries import (
+    ALL_EXPERTS,
+    SLOTS,
     BaselineEntry,
     EstimatorEntry,
     Objective,
@@ -134,14 +136,16 @@ REGISTRY.add(
     RuleEntry(
         "SparseMixer v2, no window", rules.SparseMixerV2, objectives=_GATED, options=_no_window, commands=_GRADIENTS
     ),
-    RuleEntry("Gumbel-softmax", rules.GumbelSoftmax, objectives=(Objective.ROUTER,), **_BALANCING),
+    RuleEntry(
+        "Gumbel-softmax", rules.GumbelSoftmax, objectives=(Objective.ROUTER,), evaluations=ALL_EXPERTS, **_BALANCING
+    ),
     # Used as if it sampled.
     RuleEntry("Switch", rules.Switch, objectives=(Objective.GATED, Objective.OWN), **_BALANCING),
-    RuleEntry("top-2 gates", rules.TopGates, **_BALANCING),
+    RuleEntry("top-2 gates", rules.TopGates, evaluations=2, **_BALANCING),
     # The input is mixed into the output where both have the same features.
     RuleEntry("BASE", rules.BASELayer, options=lambda setting: {"carry": setting.same_features}),
     RuleEntry("S-BASE", rules.SinkhornBASE),
-    RuleEntry("expert choice", rules.ExpertChoice, commands=_NO_TEXT),
+    RuleEntry("expert choice", rules.ExpertChoice, looks_ahead=True, commands=_NO_TEXT),
     RuleEntry(
         "σ-MoE",
         rules.SigmaMoE,
@@ -151,13 +155,19 @@ REGISTRY.add(
     ),
     RuleEntry("σ-MoE, top 2", rules.SigmaMoE, commands=_GRADIENTS),
     RuleEntry("loss-free bias", rules.LossFreeBias, options=_loss_free, commands=_NO_TEXT),
-    RuleEntry("sparse transport", rules.SparsityConstrainedTransport, options=_transport, commands=_STUDY),
+    RuleEntry(
+        "sparse transport", rules.SparsityConstrainedTransport, options=_transport, looks_ahead=True, commands=_STUDY
+    ),
     RuleEntry("sparse transport, top 2", rules.SparsityConstrainedTransport, commands=_GRADIENTS),
-    RuleEntry("hash", rules.HashRouting, commands=_NO_TEXT),
-    RuleEntry("DenseMixer", rules.DenseMixer, exact=False),
-    RuleEntry("dense mixture", rules.DenseMixture, dense=True, limited=False, commands=_NO_TEXT),
-    RuleEntry("SMEAR", rules.SMEAR, dense=True, limited=False, commands=_NO_TEXT),
-    RuleEntry("Soft MoE", rules.SoftMoE, dense=True, limited=False, commands=_NO_TEXT),
+    RuleEntry("hash", rules.HashRouting, fixed=True, commands=_NO_TEXT),
+    RuleEntry("DenseMixer", rules.DenseMixer, exact=False, evaluations=ALL_EXPERTS),
+    RuleEntry(
+        "dense mixture", rules.DenseMixture, dense=True, evaluations=ALL_EXPERTS, limited=False, commands=_NO_TEXT
+    ),
+    RuleEntry("SMEAR", rules.SMEAR, dense=True, evaluations=ALL_EXPERTS, limited=False, commands=_NO_TEXT),
+    RuleEntry(
+        "Soft MoE", rules.SoftMoE, dense=True, evaluations=SLOTS, looks_ahead=True, limited=False, commands=_NO_TEXT
+    ),
 )
 
 

@@ -107,6 +107,12 @@ def _no_options(setting: RuleSetting) -> dict[str, Any]:
     return {}
 
 
+#: how many experts evaluate a datapoint in a step of training: a number, or all of them, or as many rows as there are
+#: slots, whatever the number of datapoints
+Evaluations = int | str
+ALL_EXPERTS, SLOTS = "all", "slots"
+
+
 @dataclass(frozen=True)
 class RuleEntry(Entry):
     """
@@ -116,6 +122,9 @@ class RuleEntry(Entry):
         objective that it samples.
     :param exact: whether autograd gives the gradient of its own model.
     :param dense: whether every datapoint uses all experts.
+    :param evaluations: what a step of training costs, see ``Evaluations``.
+    :param looks_ahead: whether later datapoints change what it puts out for a datapoint, when it serves too.
+    :param fixed: whether the logits play no part, so that no router learns.
     :param limited: whether it takes a capacity factor.
     :param balancing: its own option for the weight of its load-balancing loss; else the study adds Switch's.
     :param options: further options, from the setting.
@@ -130,6 +139,9 @@ class RuleEntry(Entry):
     objectives: tuple[Objective, ...] = (Objective.OWN,)
     exact: bool = True
     dense: bool = False
+    evaluations: Evaluations = 1
+    looks_ahead: bool = False
+    fixed: bool = False
     limited: bool = True
     balancing: str | None = None
     options: Callable[[RuleSetting], dict[str, Any]] = _no_options

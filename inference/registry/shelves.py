@@ -28,6 +28,9 @@ OTHERS = (
     "unlimited rounding, mixture bound",
     "frozen router",
     "one expert",
+    "one wide expert",
+    "unordered set",
+    "sum and sample",
 )
 
 

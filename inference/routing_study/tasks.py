@@ -102,7 +102,7 @@ class Task:
         return [
             name
             for name, arm in known.items()
-            if (name in wanted or (asked is None and arm.origin)) and (self.has_oracle or not arm.needs_oracle)
+            if (name in wanted or (asked is None and arm.origin)) and arm.is_for(self._any_run())
         ]
 
     def settings_of(self, arm: str) -> list[tuple[float, float]]:

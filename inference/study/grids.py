@@ -93,7 +93,7 @@ class Grid:
         :raises ValueError: on an unknown arm, or a task that the grid does not have.
         """
         known = all_arms()
-        runs = [run for run in self._all_runs() if run.has_oracle or not known[run.arm].needs_oracle]
+        runs = [run for run in self._all_runs() if known[run.arm].is_for(run)]
         if self.tasks is None:
             return runs
         kept = {resolve("task", task, dict.fromkeys(run.label for run in runs)) for task in self.tasks}

@@ -15,7 +15,7 @@ from models.digits import NUM_CLASSES, NUM_PIXELS
 from models.pieces import PosteriorNetwork, stacked_network
 from models.piecewise import StackedCostBaseline, StackedLinear
 from models.regimes import BRIGHTEST, regime_of, regimes_data, regimes_mixture
-from models.tables import ROUTER_HIDDEN, table_data, table_mixture
+from models.tables import HIDDEN, ROUTER_HIDDEN, table_data, table_mixture
 from prob_moe.distributions import IndependentRouting
 
 
@@ -56,6 +56,7 @@ def table_problem(run: TableRun) -> Problem:
     stack = (run.num_seeds,)
     num_features = train[0].shape[-1]
     mixture = table_mixture(IndependentRouting, num_features, run.num_experts, stack, run.capacity_factor)
+    wide = partial(table_mixture, IndependentRouting, num_features, 1, stack, hidden_features=run.num_experts * HIDDEN)
     network = partial(stacked_network, stack, num_features + 1, run.num_experts, ROUTER_HIDDEN)
     return Problem(
         run,
@@ -67,6 +68,7 @@ def table_problem(run: TableRun) -> Problem:
         posterior=lambda: PosteriorNetwork(network(), lambda y: y.unsqueeze(-1)),
         identity=brightness,
         error=error_of_mean,
+        wide=wide,
         serving=True,
         robust=ROBUST,
         rows=torch.stack([data.test_rows if run.judged_on == "test" else data.validation_rows for data in seeds]),

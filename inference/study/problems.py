@@ -12,7 +12,7 @@ from torch.nn.functional import one_hot
 
 from inference.study.settings import DigitsRun, PiecesRun, Run, StackedRun, ToyRun
 from inference.training.schedule import constant
-from models.digits import NUM_CLASSES, NUM_PIXELS, CostBaseline, digits_data, digits_mixture
+from models.digits import HIDDEN, NUM_CLASSES, NUM_EXPERTS, NUM_PIXELS, CostBaseline, digits_data, digits_mixture
 from models.pieces import PosteriorNetwork, draw_pieces, pieces_mixture, stacked_network
 from models.piecewise import (
     PiecewiseData,
@@ -55,6 +55,7 @@ class Problem:
         (*batch, 100); None where x has more dimensions.
     :param serving: whether the model is also judged as served by one, two and all experts.
     :param robust: nats that a held-out datapoint can cost at most in a robust score; None for no such score.
+    :param wide: makes a mixture of one expert with the hidden units of all; None where experts have none.
     :param rows: numbers of the held-out datapoints in the table that they come from, long (*batch, n).
     :param batch_size: datapoints of a step, in passes of a new random order; None for all.
     :param schedule: of the learning rate, see :mod:`inference.training.schedule`.
@@ -75,6 +76,7 @@ class Problem:
     serving: bool = False
     robust: float | None = None
     rows: Tensor | None = None
+    wide: Callable[[], MixtureOfExperts] | None = None
     batch_size: int | None = None
     schedule: Callable[[int, int], float] = constant
 
@@ -150,12 +152,19 @@ def digits_problem(run: DigitsRun) -> Problem:
     """One seed of the digits: the split is always the same, the start is the seed's."""
     data = digits_data()
     pyro.set_rng_seed(run.seed)
-    mixture = digits_mixture(
-        IndependentRouting,
-        capacity_factor=run.capacity_factor,
-        baseline=DECAYING,
-    )
-    assert isinstance(mixture, MixtureOfExperts)
+
+    def mixture_of(num_experts: int, hidden_features: int) -> MixtureOfExperts:
+        made = digits_mixture(
+            IndependentRouting,
+            num_experts=num_experts,
+            hidden_features=hidden_features,
+            capacity_factor=run.capacity_factor,
+            baseline=DECAYING,
+        )
+        assert isinstance(made, MixtureOfExperts)
+        return made
+
+    mixture = mixture_of(NUM_EXPERTS, HIDDEN)
     return Problem(
         run,
         data.train,
@@ -169,6 +178,7 @@ def digits_problem(run: DigitsRun) -> Problem:
         identity=brightness,
         error=misclassified,
         batch_size=run.batch_size,
+        wide=lambda: mixture_of(1, NUM_EXPERTS * HIDDEN),
     )
 
 

@@ -23,6 +23,7 @@ class Run:
 
     task: ClassVar[str]
     has_oracle: ClassVar[bool] = False  #: whether anybody knows which expert a datapoint belongs to
+    has_hidden: ClassVar[bool] = False  #: whether experts have hidden units
     #: where models are judged as served in several ways: by which measure,
     measure: ClassVar[str] = "nll"
     #: and the arm and way to serve that all are compared with
@@ -125,6 +126,7 @@ class DigitsRun(Run):
     """scikit-learn's digits, one seed."""
 
     task = "digits"
+    has_hidden = True
 
     num_epochs: int = 40
     batch_size: int = 128
@@ -169,6 +171,7 @@ class TableRun(SeedsRun):
     """
 
     task = "table"
+    has_hidden = True
     measure = "robust"
     reference = "unlimited-rounding-mixture-bound", "2"
 

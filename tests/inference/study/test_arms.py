@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -11,6 +13,10 @@ from inference.study.learners import ExpectationMaximisation, GatedLearner, Impo
 from inference.study.problems import Problem, toy_problem
 from inference.study.settings import ToyRun
 from inference.training.trainer import steps
+from models.piecewise import StackedLinear
+from prob_moe.distributions import IndependentRouting
+from prob_moe.experts import BatchedExperts
+from prob_moe.mixture import MixtureOfExperts
 from prob_moe.rules import RoutingRule
 from tests.estimators.replicas import standard_errors_off
 
@@ -22,7 +28,20 @@ EVERY = pytest.mark.parametrize("arm", ARMS.values(), ids=lambda arm: arm.name)
 
 def problem(arm: Arm, **options: float) -> Problem:
     settings = {"learning_rate": 0.1, "load_balancing": 0.0, "num_seeds": 10} | options
-    return toy_problem(ToyRun(arm.name, **settings))
+    given = toy_problem(ToyRun(arm.name, **settings))
+    return replace(given, wide=partial(one_of_ten_units, given)) if arm.needs_hidden else given
+
+
+def one_of_ten_units(given: Problem) -> MixtureOfExperts:
+    """One expert that could be two of five units, if those of the toy had any."""
+    stack = given.train[1].shape[:-1]
+    return MixtureOfExperts(
+        StackedLinear(stack, 1, 1),
+        BatchedExperts(1, 1, 10, 1, batch_shape=stack),
+        given.mixture.likelihood,
+        assignment=IndependentRouting,
+        capacity_factor=1.0,
+    )
 
 
 @pytest.fixture

@@ -62,5 +62,25 @@ def test_where_nobody_knows_there_is_no_oracle() -> None:
         ARMS["oracle"].build(digits_problem(DigitsRun("oracle", 0.1, 0.0)))
 
 
+def test_one_wide_expert_has_the_hidden_units_of_all() -> None:
+    problem = digits_problem(DigitsRun("one-wide-expert", 0.1, 0.0))
+    learner = ARMS["one-wide-expert"].build(problem)
+    wide, narrow = learner.mixture.experts, problem.mixture.experts
+    assert narrow.hidden_features is not None
+    assert (wide.num_experts, wide.hidden_features) == (1, narrow.num_experts * narrow.hidden_features)
+    x, y = problem.train[0][:50], problem.train[1][:50]
+    before = learner.loss(x, y).item()
+    list(steps(learner, lambda: learner.loss(x, y), num_steps=5, learning_rate=0.01))
+    assert learner.loss(x, y).item() < before
+
+
+def test_where_experts_are_linear_there_is_no_wide_one() -> None:
+    with pytest.raises(ValueError, match="'one wide expert' needs a task whose experts have hidden units"):
+        ARMS["one-wide-expert"].build(toy_problem(ToyRun("one-wide-expert", 0.1, 0.0, num_seeds=2)))
+    arm = ARMS["one-wide-expert"]
+    assert arm.is_for(DigitsRun("one-wide-expert", 0.1, 0.0))
+    assert not arm.is_for(ToyRun("one-wide-expert", 0.1, 0.0))
+
+
 def test_the_tag_names_the_regime() -> None:
     assert regime_of(torch.cat([torch.full((1, 64), 9.0), torch.tensor([[0.0, 1.0, 0.0]])], -1)).tolist() == [1]

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from inference.study.learners import Learner
+from inference.study.learners.base import Learner
 from prob_moe.mixture import MixtureOfExperts
 
 
