@@ -6,12 +6,14 @@ spin while they wait. The pool is made anew in a forked process, and waits for n
 """
 
 import functools
+import hashlib
 import itertools
 import logging
 import os
 import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import numba
@@ -35,8 +37,20 @@ _logger = logging.getLogger("prob_moe")
 # Compiling ------------------------------------------------------------------------------------------------------------
 
 
+@functools.cache
+def _sources() -> str:
+    """A digest of the source of all kernels. Numba looks at a kernel's own file only, and not at those of the kernels
+    that it calls, whose old code would live on in it."""
+    files = sorted(Path(__file__).parent.rglob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
 class _Cache(FunctionCache):
     """Numba's cache on disk, whose failures cost time and never a result: it may be full, cut off or taken away."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)
+        self._cache_file._source_stamp = self._cache_file._source_stamp, _sources()
 
     def load_overload(self, signature: Any, target: Any) -> Any:
         try:

@@ -208,6 +208,17 @@ def test_a_cache_elsewhere_is_used(read_only, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_change_in_another_kernel_is_seen(read_only, tmp_path):
+    """Code of one kernel lives on in those that call it, which numba does not look for."""
+    read_only["NUMBA_CACHE_DIR"] = str(tmp_path / "cache")
+    run(SMALL_SOLVE, **read_only)
+    assert run(SMALL_SOLVE, **read_only).stderr == ""
+    with (tmp_path / "prob_moe/numerics/rounding/_cholesky.py").open("a") as file:
+        file.write("# changed\n")
+    assert "compiles" in run(SMALL_SOLVE, **read_only).stderr
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["cut off", "taken away"])
 def test_a_damaged_cache_costs_time_only(read_only, tmp_path, damage):
     cache = tmp_path / "cache"
