@@ -15,6 +15,7 @@ from prob_moe.distributions.support import router_choices
 from prob_moe.numerics import dependent_rounding, minimum_variance_marginals, router_marginals
 
 MARGINALS = ("minimum_variance", "router")
+STRICT = 1e-8  # the largest tolerance where experts are forbidden
 
 
 class DependentRounding(AssignmentDistribution):
@@ -61,6 +62,9 @@ class DependentRounding(AssignmentDistribution):
     :param marginals: ``"minimum_variance"``, or ``"router"``: p itself, its overflow skipped and corrected,
         :math:`r_{ij} = p_{ij} \min(1, c / \sum_i p_{ij})`, for one expert per datapoint within a capacity.
     :param initial_prices: ``expert_prices`` of an earlier, similar problem, to start the dual from.
+    :param tolerance: how far :math:`\sum_i E[w_i^2]` may be above the least, relatively. It costs variance only: the
+        weights are those of the marginals that were found, and the capacity holds. Where logits forbid experts it is
+        1e-8 at most, so that nobody is dropped who need not be.
 
     >>> _ = torch.manual_seed(0)
     >>> rounding = DependentRounding(torch.zeros(6, 3), capacity=2)
@@ -77,10 +81,13 @@ class DependentRounding(AssignmentDistribution):
         *,
         marginals: str = "minimum_variance",
         initial_prices: Tensor | None = None,
+        tolerance: float = 1e-3,
         **kwargs: Any,
     ) -> None:
         if marginals not in MARGINALS:
             raise ValueError(f"marginals must be one of {MARGINALS}, got {marginals!r}")
+        if not 0 < tolerance < 1:
+            raise ValueError(f"tolerance must lie between 0 and 1, got {tolerance!r}")
         super().__init__(logits, **kwargs)
         if marginals == "router" and (self.capacity is None or (self.num_selected or 1) > 1):
             raise NotImplementedError(
@@ -88,16 +95,17 @@ class DependentRounding(AssignmentDistribution):
                 f'{self.num_selected} and capacity={self.capacity}; use marginals="minimum_variance"'
             )
         self.marginals = marginals
+        self.tolerance = tolerance
         self._initial_prices = initial_prices
-        self._log_r: Tensor | None = None
+        self._r: Tensor | None = None
         self._expert_prices: Tensor | None = None
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "DependentRounding":
         new: DependentRounding = super().expand(batch_shape, _instance)
-        new.marginals = self.marginals
+        new.marginals, new.tolerance = self.marginals, self.tolerance
         new._initial_prices = None
         # The marginals are a function of the logits: solved once, for all that expansion repeats.
-        new._log_r = self.log_marginals.expand(new.logits.shape)
+        new._r = self._inclusion.expand(new.logits.shape)
         prices = self._expert_prices
         new._expert_prices = None if prices is None else prices.expand(*batch_shape, self.num_experts)
         return new
@@ -105,28 +113,35 @@ class DependentRounding(AssignmentDistribution):
     @property
     def log_marginals(self) -> Tensor:
         """log r_ij, float64 (*batch, n, k), without gradient; -inf in padding."""
-        if self._log_r is None:
+        return self._inclusion.log()
+
+    @property
+    def _inclusion(self) -> Tensor:
+        """r_ij, float64 (*batch, n, k), solved for once."""
+        if self._r is None:
             logits = detach_provenance(self.logits.detach()).double()
             if self.marginals == "router":
                 assert self.capacity is not None
-                self._log_r = router_marginals(logits, self.capacity, mask=self.mask)
+                self._r = router_marginals(logits, self.capacity, mask=self.mask).exp()
             else:
+                forbidden = logits.numel() > 0 and bool(logits.amin() == -torch.inf)
                 solved = minimum_variance_marginals(
                     logits,
                     self.capacity,
                     num_selected=self.num_selected,
                     mask=self.mask,
                     initial_prices=self._initial_prices,
+                    tolerance=min(self.tolerance, STRICT) if forbidden else self.tolerance,
                 )
-                self._log_r, self._expert_prices = solved.log_marginals, solved.expert_prices
-        return self._log_r
+                self._r, self._expert_prices = solved.float64_marginals, solved.expert_prices
+        return self._r
 
     @property
     def expert_prices(self) -> Tensor:
         """The dual prices of the experts' capacity, (*batch, k): the ``initial_prices`` of the next step."""
         if self.marginals == "router":
             raise ValueError('marginals="router" have no prices; use marginals="minimum_variance"')
-        _ = self.log_marginals
+        _ = self._inclusion
         assert self._expert_prices is not None
         return self._expert_prices
 
@@ -137,25 +152,22 @@ class DependentRounding(AssignmentDistribution):
         generator: Generators = None,
     ) -> RoundingDraw:
         sample_shape = torch.Size(sample_shape)
-        # Rounding is not torch: what the logits depend on comes back with the router's choices below.
-        log_r = detach_provenance(self.log_marginals)
-        processed = self._round(log_r.exp().expand(sample_shape + log_r.shape), generator)
-        if self.num_selected is None:
-            value = torch.where(
-                processed >= 0, processed, ~self._choices_of_dropped(processed, sample_shape, generator)
-            )
-        else:
-            value = code_dropped(processed, self._perturbed(sample_shape, generator))
-        value = self._code_padding(value)
-        return self._drawn(value, self.log_weights(value), RoundingDraw, log_marginals=log_r)
+        # Rounding is not torch: what the logits depend on comes back below.
+        r = detach_provenance(self._inclusion)
+        processed = self._round(r.expand(sample_shape + r.shape), generator)
+        value = self._code_padding(self._with_choices_of_dropped(processed, sample_shape, generator))
+        return self._drawn(value, self.log_weights(value), RoundingDraw, marginals=r, expert_prices=self._expert_prices)
 
-    def _choices_of_dropped(self, processed: Tensor, sample_shape: torch.Size, generator: Generators) -> Tensor:
-        """Draws of the router, of which only those of dropped datapoints matter: where nobody is, no noise is made."""
+    def _with_choices_of_dropped(self, processed: Tensor, sample_shape: torch.Size, generator: Generators) -> Tensor:
+        """The router's choice, coded, wherever there is no expert: where all have theirs, no noise is made."""
         single = generator is None or isinstance(generator, torch.Generator)
         # With one generator for every element none must be used more or less because of another element.
         if single and not bool((processed < 0).any()):
-            return torch.zeros_like(self.logits.detach()[..., 0], dtype=torch.long)
-        return self._sample_router(sample_shape, generator)
+            none = torch.zeros_like(self.logits.detach()[..., 0], dtype=torch.long)
+            return processed + (none if self.num_selected is None else none.unsqueeze(-2))
+        if self.num_selected is None:
+            return torch.where(processed >= 0, processed, ~self._sample_router(sample_shape, generator))
+        return code_dropped(processed, self._perturbed(sample_shape, generator))
 
     def _round(self, r: Tensor, generator: Generators) -> Tensor:
         """:returns: long (*sample, *batch, n) or (*sample, *batch, m, n), -1 where dropped."""
@@ -173,14 +185,15 @@ class DependentRounding(AssignmentDistribution):
 
     def log_weights(self, value: Tensor) -> Tensor:
         with torch.no_grad():
-            log_w = self.logits.double().log_softmax(-1) - self.log_marginals
-            return entries_of(log_w, router_choices(value), self.num_selected).masked_fill(value < 0, -torch.inf)
+            log_p, choices = self.logits.log_softmax(-1, dtype=torch.float64), router_choices(value)
+            log_r = entries_of(self._inclusion, choices, self.num_selected).log()
+            return (entries_of(log_p, choices, self.num_selected) - log_r).masked_fill(value < 0, -torch.inf)
 
     def keep_probability(self, value: Tensor) -> Tensor:
         draw = draw_of(value, RoundingDraw)
         # A value that is replayed under other logits was drawn with the marginals of its own.
-        log_r = self.log_marginals if draw is None else draw.log_marginals
-        kappa = log_r.exp().sum(-1).clamp(max=1.0)
+        r = self._inclusion if draw is None else draw.marginals
+        kappa = r.sum(-1).clamp(max=1.0)
         if self.mask is not None:
             kappa = torch.where(self.mask, kappa, torch.ones_like(kappa))
         lead = value.shape[: value.dim() - len(self.event_shape)]

@@ -61,10 +61,13 @@ class RoundingDraw(Draw):
     """
     A draw of :class:`~prob_moe.distributions.DependentRounding`.
 
-    :param log_marginals: log r, float64 (*batch, n, k).
+    :param marginals: r, float64 (*batch, n, k).
+    :param expert_prices: float64 (*batch, k), the ``initial_prices`` of a later, similar problem; None where the
+        marginals have no prices.
     """
 
-    log_marginals: Tensor
+    marginals: Tensor
+    expert_prices: Tensor | None
 
 
 AnyDraw = TypeVar("AnyDraw", bound=Draw)

@@ -22,6 +22,16 @@ def _moved(value: float, step: float) -> float:
     return 1.0 if step == 1.0 - value else value + step
 
 
+@kernel(fastmath={"reassoc", "nsz"})
+def _row_sum(row: np.ndarray, sums: np.ndarray) -> float:
+    """The sum of a row, which is added to the column sums, too."""
+    total = 0.0
+    for j in range(row.size):
+        total += row[j]
+        sums[j] += row[j]
+    return total
+
+
 @kernel
 def _leave(
     row: int,
@@ -74,10 +84,7 @@ def stream(
     sums[:] = 0.0
     used = 0
     for i in order:
-        total = 0.0
-        for j in range(k):
-            total += r[i, j]
-            sums[j] += r[i, j]
+        total = _row_sum(r[i], sums)
         dropped = np.ceil(total) - total
         if dropped <= NEGLIGIBLE or (total > 1.0 and dropped >= 1.0 - NEGLIGIBLE):
             dropped = 0.0

@@ -23,7 +23,14 @@ from prob_moe.numerics.rounding._cholesky import solve_positive
 FAST = {"reassoc", "contract", "arcp", "nsz"}
 BLOCK = 4  # rows that are added to the Hessian at once: each of its entries is read and written once for them all
 COLD_BARRIER, WARM_BARRIER = 1e-2, 1e-4
+LOOSE = 1e-4  # tolerance from which on a rough curvature serves as well
 TO_BOUNDARY = 0.99  # largest part of a price that one step may take away
+
+
+@kernel
+def rows_per_curvature(n: int, k: int, tolerance: float) -> int:
+    """Of how many rows one enters the Hessian: 16 k rows tell it well enough for a loose tolerance."""
+    return min(8, max(1, n // (16 * k))) if tolerance >= LOOSE else 1
 
 
 @kernel(fastmath=FAST, error_model="numpy")
@@ -56,7 +63,7 @@ def _row_price(p: np.ndarray, beta: np.ndarray, mu: float, start: float) -> floa
 
 
 @kernel(fastmath=FAST, error_model="numpy")
-def _curve(block: np.ndarray, totals: np.ndarray, hessian: np.ndarray) -> None:
+def add_curvature(block: np.ndarray, totals: np.ndarray, hessian: np.ndarray) -> None:
     """Add minus the second derivative of BLOCK rows, whose own prices answer a change of β: Schur complements."""
     for j in range(hessian.shape[0]):
         a, b, c, d = block[0, j], block[1, j], block[2, j], block[3, j]
@@ -77,11 +84,13 @@ def _evaluate(
     load: np.ndarray,
     hessian: np.ndarray,
     drift: np.ndarray,
+    stride: int,
 ) -> tuple[float, float]:
     """Everything the outer iteration needs at β, the rows' prices solved for.
 
     Fills α, the column sums Σ_i r_ij, minus the second derivative in β (lower triangle, without the experts' barrier)
-    and minus the derivative of the column sums in μ. Returns D and Σ_i log α_i + Σ_j log β_j.
+    and minus the derivative of the column sums in μ, these two from one row in ``stride``. Returns D and
+    Σ_i log α_i + Σ_j log β_j.
     """
     n, k = p.shape
     load[:] = 0.0
@@ -102,6 +111,12 @@ def _evaluate(
         alpha[i] = a
         dual -= a
         logs += math.log(a)
+        if i % stride > 0:
+            for j in range(k):
+                r = p[i, j] / math.sqrt(a + beta[j])
+                load[j] += r
+                dual += 2.0 * r * (a + beta[j])
+            continue
         total = mu / (a * a)
         s = block[waiting]
         for j in range(k):
@@ -117,10 +132,13 @@ def _evaluate(
             drift[j] += s[j] * share
         waiting += 1
         if waiting == BLOCK:
-            _curve(block, totals, hessian)
+            add_curvature(block, totals, hessian)
             waiting = 0
     block[waiting:] = 0.0
-    _curve(block, totals, hessian)
+    add_curvature(block, totals, hessian)
+    if stride > 1:
+        hessian *= stride
+        drift *= stride
     return dual, logs
 
 
@@ -150,12 +168,13 @@ def solve_prices(
         alpha[:] = 1.0
         beta[:] = 0.0
         return float(present.sum()), 0
+    stride = rows_per_curvature(p.shape[0], k, tolerance)
     cold = beta.min() < 0.0
-    mu = COLD_BARRIER if cold else WARM_BARRIER
+    mu = COLD_BARRIER if cold else max(WARM_BARRIER, tolerance)
     for j in range(k):  # the cold start is exact where all α_i = 1
         beta[j] = max((load[j] / capacity) ** 2 - 1.0, mu) if cold else max(beta[j], mu / capacity)
     trial_alpha = alpha.copy()
-    dual, logs = _evaluate(p, present, beta, capacity, mu, alpha, load, hessian, drift)
+    dual, logs = _evaluate(p, present, beta, capacity, mu, alpha, load, hessian, drift, stride)
     evaluations = 1
     solved_mu = mu
     while evaluations < max_steps:
@@ -171,14 +190,14 @@ def solve_prices(
             decrement += gradient[j] * step[j]
             if step[j] < 0.0:
                 size = min(size, -TO_BOUNDARY * beta[j] / step[j])
-        if mu <= tolerance and excess <= 30.0 * tolerance and decrement <= 1e-2 * tolerance * abs(dual):
+        if mu <= tolerance and excess <= 30.0 * tolerance and decrement <= 0.05 * tolerance * abs(dual):
             break
         accepted = False
         for _ in range(20):
             trial[:] = beta + size * step
             trial_alpha[:] = alpha
             trial_dual, trial_logs = _evaluate(
-                p, present, trial, capacity, mu, trial_alpha, trial_load, trial_hessian, trial_drift
+                p, present, trial, capacity, mu, trial_alpha, trial_load, trial_hessian, trial_drift, stride
             )
             evaluations += 1
             wanted = dual + mu * logs + 1e-4 * size * decrement
@@ -199,7 +218,7 @@ def solve_prices(
     return dual, evaluations
 
 
-@kernel
+@kernel(fastmath=FAST, error_model="numpy")
 def feasible_marginals(
     p: np.ndarray, present: np.ndarray, capacity: float, alpha: np.ndarray, beta: np.ndarray, r: np.ndarray
 ) -> float:
@@ -209,36 +228,40 @@ def feasible_marginals(
     in proportion to both: no sum leaves its bound, and a larger r only lowers Σ p²/r.
     """
     n, k = p.shape
-    r[:] = 0.0
-    room = np.zeros(k)
+    scale, room = np.zeros(k), np.zeros(k)
     lack = np.zeros(n)
     for i in range(n):
         if not present[i]:
+            r[i] = 0.0
             continue
         total = 0.0
         for j in range(k):
-            if p[i, j] > 0.0:
-                r[i, j] = p[i, j] / math.sqrt(alpha[i] + beta[j])
-                total += r[i, j]
+            entry = p[i, j] / math.sqrt(alpha[i] + beta[j])
+            r[i, j] = entry
+            total += entry
+        factor = 1.0 / max(1.0, total)
         for j in range(k):
-            r[i, j] /= max(1.0, total)
-            room[j] += r[i, j]
+            r[i, j] *= factor
+            scale[j] += r[i, j]
     for j in range(k):
-        room[j] = max(1.0, room[j] / capacity)
+        scale[j] = 1.0 / max(1.0, scale[j] / capacity)
     for i in range(n):
         if present[i]:
-            lack[i] = 1.0
+            total = 0.0
             for j in range(k):
-                r[i, j] /= room[j]
-                lack[i] -= r[i, j]
-            lack[i] = max(lack[i], 0.0)
+                entry = r[i, j] * scale[j]
+                r[i, j] = entry
+                room[j] += entry
+                total += entry
+            lack[i] = max(1.0 - total, 0.0)
     for j in range(k):
-        room[j] = max(capacity - r[:, j].sum(), 0.0)
+        room[j] = max(capacity - room[j], 0.0)
     rate = 1.0 / max(lack.sum(), room.sum(), 1e-300)
     value = 0.0
     for i in range(n):
+        gain = lack[i] * rate
         for j in range(k):
-            if r[i, j] > 0.0:
-                r[i, j] += lack[i] * rate * room[j]
-                value += p[i, j] * (p[i, j] / r[i, j])
+            entry = r[i, j] + (gain * room[j] if r[i, j] > 0.0 else 0.0)
+            r[i, j] = entry
+            value += p[i, j] * (p[i, j] / entry) if entry > 0.0 else 0.0
     return value

@@ -37,6 +37,8 @@ def round_batch(r: np.ndarray, order: np.ndarray, uniforms: np.ndarray, toleranc
         for i in range(r.shape[1]):
             place = 0
             for j in range(r.shape[2]):
-                if selected[i, j] and place < experts.shape[1]:
+                if selected[i, j]:
                     experts[b, place, i] = j
                     place += 1
+                    if place == experts.shape[1]:
+                        break

@@ -1,27 +1,52 @@
-"""The minimum-variance marginals where experts have no limit: every row by itself."""
+"""Compiled kernel of the minimum-variance marginals where experts have no limit: every row by itself."""
 
-import torch
-from torch import Tensor
+import numpy as np
+
+from prob_moe.numerics._compiled import batch_kernel, kernel
+from prob_moe.numerics.rounding._minimum_variance import FAST
 
 
-def row_marginals(p: Tensor, num_selected: int) -> tuple[Tensor, Tensor]:
-    """r = min(1, p / sqrt(α_i)) with row sums m, and α.
+@kernel(fastmath=FAST, error_model="numpy")
+def _row(p: np.ndarray, picks: int, taken: np.ndarray, r: np.ndarray) -> float:
+    """One row, ``taken`` (k,) for its use; returns α."""
+    allowed = 0
+    least = np.inf
+    for j in range(p.size):
+        taken[j] = 0.0
+        allowed += p[j] > 0.0
+        least = min(least, p[j] if p[j] > 0.0 else np.inf)
+    if allowed <= picks:
+        for j in range(p.size):
+            r[j] = 1.0 if p[j] > 0.0 else 0.0
+        return least * least if allowed > 0 else 0.0
+    scale = 0.0
+    for certain in range(picks):
+        # What is left of p is a sum of it, never a difference from 1.
+        rest, largest, place = 0.0, -1.0, 0
+        for j in range(p.size):
+            left = p[j] if taken[j] == 0.0 else 0.0
+            rest += left
+            largest = max(largest, left)
+        scale = (picks - certain) / rest
+        if scale * largest <= 1.0:
+            break
+        while p[place] != largest or taken[place] != 0.0:
+            place += 1
+        taken[place] = 1.0
+    for j in range(p.size):
+        r[j] = min(1.0, scale * p[j])
+    return 1.0 / (scale * scale)
 
-    A row takes some of its likeliest experts for certain and the others in proportion to p; what is left of p is summed
-    from the small end, never by subtraction from 1. A row that allows m experts at most takes all of them.
 
-    :param p: (\\*batch, n, k), 0 where forbidden.
-    :returns: r (\\*batch, n, k) and α (\\*batch, n); 0 in rows that allow nothing.
+@batch_kernel
+def row_marginals(p: np.ndarray, picks: int, r: np.ndarray, alpha: np.ndarray) -> None:
+    """r = min(1, p / sqrt(α_i)) with row sums m, (rows, k), and α (rows,); 0 in rows that allow nothing.
+
+    A row takes some of its likeliest experts for certain and the others in proportion to p. A row that allows m experts
+    at most takes all of them.
+
+    :param p: (rows, k), 0 where forbidden.
     """
-    ordered = p.sort(-1, descending=True).values
-    rest = ordered.flip(-1).cumsum(-1).flip(-1)[..., :num_selected]
-    certain = torch.arange(num_selected, dtype=p.dtype, device=p.device)
-    scale = (num_selected - certain) / rest  # of p, if so many are certain
-    fits = scale * ordered[..., :num_selected] <= 1.0
-    first = fits.int().argmax(-1, keepdim=True)
-    few = (p > 0.0).sum(-1, keepdim=True) <= num_selected
-    scale = scale.gather(-1, first)
-    r = torch.where(few, (p > 0.0).to(p.dtype), (scale * p).clamp(max=1.0))
-    least = torch.where(p > 0.0, p, torch.inf).amin(-1, keepdim=True)
-    root = torch.where(few, least, scale.reciprocal())
-    return r, root.masked_fill(root == torch.inf, 0.0).square().squeeze(-1)
+    taken = np.empty(p.shape[1])
+    for i in range(p.shape[0]):
+        alpha[i] = _row(p[i], picks, taken, r[i])

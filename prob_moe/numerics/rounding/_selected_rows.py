@@ -6,10 +6,14 @@ import numpy as np
 
 from prob_moe.numerics._compiled import kernel
 from prob_moe.numerics.assignment._several import _hold_best, balance, first_prices
+from prob_moe.numerics.rounding._minimum_variance import FAST, LOOSE, rows_per_curvature
 from prob_moe.numerics.rounding._selected_marginals import interior_point
+from prob_moe.numerics.rounding._selected_prices import approach_prices, marginals_at
 from prob_moe.numerics.rounding._selected_repair import exact_sums, within_bounds
 
 BLEND = 0.4  # part of the start that is even over the experts
+QUICK_STEPS = 12  # evaluations after which the quick way has stalled
+MOST = 1.0 - 1e-6  # that an entry is before the repair, which does not move what is 1
 LEAST_TOLERANCE = 1e-11  # below, rounding undoes in the sums what a step gains
 
 
@@ -91,18 +95,64 @@ def _start(
         beta[j] = max((load[j] / slots[j]) ** 2 - 1.0, 0.0) * middle
 
 
-@kernel
+@kernel(fastmath=FAST, error_model="numpy")
 def _dual(p: np.ndarray, sums: np.ndarray, slots: np.ndarray, alpha: np.ndarray, beta: np.ndarray) -> float:
     """The dual value: no feasible r has a smaller Σ p²/r."""
-    value = 0.0
+    value = -(slots * beta).sum()
     for i in range(p.shape[0]):
         value -= sums[i] * alpha[i]
         for j in range(p.shape[1]):
-            if p[i, j] > 0.0:
-                price = alpha[i] + beta[j]
-                square = p[i, j] * p[i, j]
-                value += 2.0 * p[i, j] * math.sqrt(price) if price > square else square + price
-    return value - (slots * beta).sum()
+            price = alpha[i] + beta[j]
+            square = p[i, j] * p[i, j]
+            value += 2.0 * math.sqrt(max(price, 0.0)) * p[i, j] if price > square else square + price * (square > 0.0)
+    return value
+
+
+@kernel(fastmath=FAST, error_model="numpy")
+def _second_moment(p: np.ndarray, r: np.ndarray) -> float:
+    value = 0.0
+    for i in range(p.shape[0]):
+        for j in range(p.shape[1]):
+            value += p[i, j] * (p[i, j] / r[i, j]) if r[i, j] > 0.0 else 0.0
+    return value
+
+
+@kernel
+def _by_prices(
+    p: np.ndarray,
+    sums: np.ndarray,
+    slots: np.ndarray,
+    full: np.ndarray,
+    r: np.ndarray,
+    alpha: np.ndarray,
+    beta: np.ndarray,
+    tolerance: float,
+    max_steps: int,
+) -> bool:
+    """The quick way to r, α and β, in place, where all sums can be exact; whether that came near enough to the least.
+
+    Judged by the gap of what the repair left, whatever the prices are. If not, nothing is changed.
+    """
+    n, k = p.shape
+    row_prices, prices, found = alpha.copy(), beta.copy(), np.empty((n, k))
+    stride = rows_per_curvature(n, k, tolerance)
+    approach_prices(p, sums, slots, row_prices, prices, tolerance, min(QUICK_STEPS, max_steps), stride)
+    marginals_at(p, row_prices, prices, MOST, found)
+    exact_sums(found, sums, slots, full)
+    for i in range(n):
+        if not abs(found[i].sum() - sums[i]) <= 1e-9:
+            return False
+    load = np.zeros(k)
+    for i in range(n):
+        load += found[i]
+    for j in range(k):
+        if not load[j] - slots[j] <= 1e-9 * max(slots[j], 1.0):
+            return False
+    moment = _second_moment(p, found)
+    if not moment - _dual(p, sums, slots, row_prices, prices) <= 2.0 * tolerance * moment:
+        return False
+    r[:], alpha[:], beta[:] = found, row_prices, prices
+    return True
 
 
 @kernel
@@ -168,7 +218,10 @@ def solve_selected(
     _start(q, wanted, np.maximum(room, 0.5), inner, row_prices, beta)
     if warm.min() >= 0.0:
         beta[:] = warm
-    interior_point(q, wanted, room, exact, full, inner, row_prices, beta, max(tolerance, LEAST_TOLERANCE), max_steps)
+    quick = exact and tolerance >= LOOSE
+    if not (quick and _by_prices(q, wanted, room, full, inner, row_prices, beta, tolerance, max_steps)):
+        least = max(tolerance, LEAST_TOLERANCE)
+        interior_point(q, wanted, room, exact, full, inner, row_prices, beta, least, max_steps)
     if full.any():  # one price is free among full experts and their rows: the cheapest of them costs nothing
         lowest = beta[full].min()
         for place in range(count):
@@ -194,13 +247,3 @@ def solve_selected(
                         lowest = min(lowest, p[i, j] * p[i, j] - beta[j])
                 alpha[i] = lowest if lowest < np.inf else 0.0
     return _second_moment(p, r), gap
-
-
-@kernel
-def _second_moment(p: np.ndarray, r: np.ndarray) -> float:
-    value = 0.0
-    for i in range(p.shape[0]):
-        for j in range(p.shape[1]):
-            if r[i, j] > 0.0:
-                value += p[i, j] * (p[i, j] / r[i, j])
-    return value

@@ -23,7 +23,7 @@ LEAST_PROBABILITY = 1e-150  # its square is a number still: of an expert that th
 class MinimumVarianceMarginals:
     """What :func:`minimum_variance_marginals` returns.
 
-    :param log_marginals: log r_ij, (\\*batch, n, k), in nats; −inf where the router's probability is 0.
+    :param float64_marginals: r_ij, float64 (\\*batch, n, k), with bounds that hold to the rounding of float64.
     :param datapoint_prices: α_i, (\\*batch, n): what a larger row bound would save; with several experts per
         datapoint of either sign.
     :param expert_prices: β_j >= 0, (\\*batch, k): what a larger capacity would save; the warm start of the next call.
@@ -31,7 +31,7 @@ class MinimumVarianceMarginals:
     :param gap: upper bound, from the dual, on what the optimum could be below ``objective``, (\\*batch,).
     """
 
-    log_marginals: Tensor
+    float64_marginals: Tensor
     datapoint_prices: Tensor
     expert_prices: Tensor
     objective: Tensor
@@ -39,8 +39,13 @@ class MinimumVarianceMarginals:
 
     @property
     def marginals(self) -> Tensor:
-        """r_ij, (\\*batch, n, k)."""
-        return self.log_marginals.exp()
+        """r_ij, (\\*batch, n, k), in the dtype of the prices."""
+        return self.float64_marginals.to(self.objective.dtype)
+
+    @property
+    def log_marginals(self) -> Tensor:
+        """log r_ij, (\\*batch, n, k), in nats; −inf where the router's probability is 0."""
+        return self.float64_marginals.log().to(self.objective.dtype)
 
 
 @leaves_torch
@@ -92,7 +97,7 @@ def minimum_variance_marginals(
     >>> minimum_variance_marginals(logits, 2).marginals.sum(0).round(decimals=4)
     tensor([2., 2.], dtype=torch.float64)
     """
-    log_p, present, slots = _router(logits, 1 if capacity is None else capacity, mask)
+    values, present, slots = _router(logits, 1 if capacity is None else capacity, mask)
     picks = 1 if num_selected is None else num_selected
     if isinstance(picks, bool) or not isinstance(picks, int) or not 1 <= picks <= logits.shape[-1]:
         raise ValueError(f"num_selected must be an int from 1 to k = {logits.shape[-1]}, got {num_selected!r}")
@@ -108,25 +113,27 @@ def minimum_variance_marginals(
         if not bool((torch.isfinite(initial_prices) & (initial_prices >= 0)).all()):
             raise ValueError("initial_prices must be finite and nonnegative, as expert_prices of an earlier call are")
         beta.copy_(initial_prices.detach())
-    p = log_p.exp().cpu().contiguous()
-    if picks == 1 and capacity is not None:
-        alpha, r = torch.ones((*batch, n), dtype=torch.float64), torch.empty_like(p)
-    else:
-        p = torch.where(log_p.cpu() > -torch.inf, p.clamp(min=LEAST_PROBABILITY), p)
-        r, alpha = row_marginals(p, picks)
-    objective = torch.where(p > 0.0, p * (p / r), 0.0).sum((-2, -1))
-    gap = torch.zeros(batch, dtype=torch.float64)
+    p = values.softmax(-1).cpu().contiguous()
+    rows = torch.ones((*batch, n), dtype=torch.bool) if present is None else present.cpu()
+    if present is not None:
+        p.masked_fill_(~rows.unsqueeze(-1), 0.0)
+    objective, gap = torch.empty(batch, dtype=torch.float64), torch.zeros(batch, dtype=torch.float64)
+    alpha, r = torch.ones((*batch, n), dtype=torch.float64), torch.empty_like(p)
+    if picks > 1 or capacity is None:
+        allowed = (values.cpu() > -torch.inf) & rows.unsqueeze(-1)
+        p = torch.where(allowed, p.clamp(min=LEAST_PROBABILITY), 0.0)
+        row_marginals(p.view(-1, k).numpy(), picks, r.view(-1, k).numpy(), alpha.view(-1).numpy())
     if capacity is None:
         beta.zero_()
+        objective = torch.where(p > 0.0, p * (p / r), 0.0).sum((-2, -1))
     else:
-        present_rows = present.cpu().reshape(-1, n).contiguous().numpy()
-        problem = p.reshape(-1, n, k).numpy(), present_rows, slots.cpu().reshape(-1).contiguous().numpy()
+        problem = p.reshape(-1, n, k).numpy(), rows.reshape(-1, n).numpy(), slots.cpu().reshape(-1).contiguous().numpy()
         prices = alpha.view(-1, n).numpy(), beta.view(-1, k).numpy()
         result = r.view(-1, n, k).numpy(), objective.view(-1).numpy(), gap.view(-1).numpy()
         solve_marginals(*problem, None if picks == 1 else picks, *prices, *result, tolerance, max_steps)
-    alpha.masked_fill_(~present.cpu(), 0.0)
-    found = (value.to(logits.device, _result_dtype(logits)) for value in (r.log_(), alpha, beta, objective, gap))
-    return MinimumVarianceMarginals(*found)
+    alpha.masked_fill_(~rows, 0.0)
+    found = (value.to(logits.device, _result_dtype(logits)) for value in (alpha, beta, objective, gap))
+    return MinimumVarianceMarginals(r.to(logits.device), *found)
 
 
 def router_marginals(logits: Tensor, capacity: int | Tensor, *, mask: Tensor | None = None) -> Tensor:
@@ -147,7 +154,10 @@ def router_marginals(logits: Tensor, capacity: int | Tensor, *, mask: Tensor | N
     >>> router_marginals(torch.tensor([[9.0, -9.0], [9.0, -9.0]]), 1).exp().sum(0)
     tensor([1.0000e+00, 3.0460e-08])
     """
-    log_p, _, slots = _router(logits, capacity, mask)
+    values, present, slots = _router(logits, capacity, mask)
+    log_p = values.log_softmax(-1)
+    if present is not None:
+        log_p = log_p.masked_fill(~present.unsqueeze(-1), -torch.inf)
     excess = torch.logsumexp(log_p, -2, keepdim=True) - slots.double().log()[..., None, None]
     return (log_p - excess.clamp(min=0.0)).to(_result_dtype(logits))
 
@@ -157,27 +167,26 @@ def _result_dtype(logits: Tensor) -> torch.dtype:
     return torch.promote_types(logits.dtype, torch.float32)
 
 
-def _router(logits: Tensor, capacity: int | Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Checked arguments: log p (−inf in absent rows) in float64, the mask of present rows, and the capacities."""
+def _router(logits: Tensor, capacity: int | Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Checked arguments: logits in float64 (0 in absent rows), which rows are present, None for all, and capacities."""
     if not logits.is_floating_point() or logits.dim() < 2 or 0 in logits.shape[-2:]:
         raise ValueError(
             f"logits must be floating-point of shape (*batch, n, k) with n, k >= 1, got {logits.dtype} of shape "
             f"{tuple(logits.shape)}"
         )
     slots = capacity_of_problems(capacity, tuple(logits.shape[:-2]), logits.device)
-    present = torch.ones(logits.shape[:-1], dtype=torch.bool, device=logits.device)
+    values = logits.detach().double()
+    present = None
     if mask is not None:
         if mask.dtype != torch.bool or mask.shape != logits.shape[:-1]:
             raise ValueError(
                 f"mask must be bool of shape {tuple(logits.shape[:-1])}, got {mask.dtype} of shape {tuple(mask.shape)}"
             )
         present = mask.to(logits.device)
-    values = logits.detach().double()
-    highest = values.amax(-1)
-    if not bool((torch.isfinite(highest) | ~present).all()):
+        values = values.masked_fill(~present.unsqueeze(-1), 0.0)
+    if not bool(torch.isfinite(values.amax(-1)).all()):
         raise ValueError(
             f"logits of shape {tuple(logits.shape)} hold a row with nan, +inf or nothing but -inf; every present "
             "datapoint needs finite logits or -inf, and at least one expert"
         )
-    log_p = torch.log_softmax(values.masked_fill(~present.unsqueeze(-1), 0.0), -1)
-    return log_p.masked_fill(~present.unsqueeze(-1), -torch.inf), present, slots
+    return values, present, slots
