@@ -69,7 +69,7 @@ def sparse_alternatives(rows: pd.DataFrame) -> list[str]:
 
 def _is_alternative(name: str) -> bool:
     arm = all_arms()[name]
-    return learns_to_route(name) and arm.group is not Group.DENSE and not getattr(arm, "looks_ahead", False)
+    return learns_to_route(name) and arm.group is not Group.DENSE and not arm.looks_ahead
 
 
 def _over_all(rows: pd.DataFrame, stage: str) -> Iterable[Comparison]:

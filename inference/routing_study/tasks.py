@@ -9,7 +9,7 @@ from inference.study.arms import Group, all_arms
 from inference.study.settings import PiecesRun, RegimesRun, SeedsRun, TableRun, ToyRun
 
 #: what every task is framed by, where it exists
-LINES = ("oracle", "frozen-router", "one-expert", "hash", "exact-marginal")
+LINES = ("oracle", "frozen-router", "one-expert", "one-wide-expert", "hash", "exact-marginal")
 #: and what is compared where all arms would take too long
 FEW = (
     *LINES,
@@ -20,6 +20,23 @@ FEW = (
     "skip",
     "switch",
     "top-2-gates",
+)
+#: the same with all sides of the claims, and one of every kind
+MANY = (
+    *FEW,
+    "dependent-rounding",
+    "gumbel-matching",
+    "skip-unweighted",
+    "gumbel-matching-unweighted",
+    "dependent-rounding-unweighted",
+    "exact-gradient",
+    "unordered-set",
+    "sum-and-sample",
+    "gumbel-softmax",
+    "iwae",
+    "base",
+    "loss-free-bias",
+    "smear",
 )
 
 
@@ -114,7 +131,7 @@ class Task:
 
 def learns_to_route(arm: str) -> bool:
     """:returns: whether an arm has a router that learns, so that a load-balancing loss can do something."""
-    return all_arms()[arm].group is not Group.FIXED and arm != "hash"
+    return all_arms()[arm].group is not Group.FIXED
 
 
 #: one dimension, seeds are cheap
@@ -123,6 +140,7 @@ _LINE: dict[str, Any] = {
     "rates": (0.03, 0.1),
     "weights": (0.0, 1.0),
     "between": (0.02, 0.05),
+    "num_steps": 1000,
     "num_seeds": 64,
     "num_tuning_seeds": 8,
     # lines drawn at random differ in how much routing is worth there
@@ -149,11 +167,26 @@ _TABLE: dict[str, Any] = {
 }
 
 TASKS = (
-    Task(partial(ToyRun, break_at=0.5), num_experts=2, num_steps=500, cost=Cost(2.0, 0.035), **_LINE),
-    Task(partial(PiecesRun, num_pieces=2), num_experts=2, num_steps=500, cost=Cost(2.0, 0.035), **_LINE),
-    Task(partial(PiecesRun, num_pieces=4), num_experts=4, num_steps=1000, cost=Cost(2.2, 0.08), **_LINE),
-    Task(partial(PiecesRun, num_pieces=8), num_experts=8, num_steps=1500, cost=Cost(2.5, 0.17), **_LINE),
-    Task(partial(RegimesRun, num_regimes=8), num_experts=8, **_REGIMES),
+    Task(partial(ToyRun, break_at=0.5), num_experts=2, cost=Cost(2.0, 0.035), **_LINE),
+    Task(partial(PiecesRun, num_pieces=2), num_experts=2, cost=Cost(2.0, 0.035), arms=MANY, **_LINE),
+    Task(
+        partial(PiecesRun, num_pieces=4),
+        num_experts=4,
+        cost=Cost(2.2, 0.08),
+        **_LINE | {"rates": (0.01, 0.03, 0.1), "between": (0.005, 0.02, 0.05)},
+    ),
+    Task(
+        partial(PiecesRun, num_pieces=8),
+        num_experts=8,
+        cost=Cost(2.5, 0.17),
+        arms=MANY,
+        **_LINE | {"num_steps": 1500},
+    ),
+    Task(
+        partial(RegimesRun, num_regimes=8),
+        num_experts=8,
+        **_REGIMES | {"rates": (0.01, 0.03, 0.1), "between": (0.005, 0.017, 0.05)},
+    ),
     Task(partial(RegimesRun, num_regimes=4), num_experts=4, arms=FEW, **_REGIMES),
     Task(partial(RegimesRun, num_regimes=16), num_experts=16, arms=FEW, **_REGIMES),
     Task(partial(TableRun, table="diamonds"), **_TABLE),

@@ -15,7 +15,6 @@ from inference.claims.page import BEGIN, END, blocks, rewritten
 from inference.claims.verdicts import DOES_NOT, HOLDS, UNDECIDED, Verdict, verdicts
 from inference.cli import app
 from inference.study.settings import PiecesRun
-from tests.inference.routing_study.conftest import study  # noqa: F401
 from tests.inference.routing_study.stand_in import COSTS, task
 
 Study = Callable[..., pd.DataFrame]
@@ -23,11 +22,6 @@ Study = Callable[..., pd.DataFrame]
 
 def by_name(table: pd.DataFrame) -> dict[str, Verdict]:
     return {each.claim.name: each for each in verdicts(table)}
-
-
-@pytest.fixture
-def table(study: Study) -> pd.DataFrame:  # noqa: F811
-    return study(task())
 
 
 def test_known_answers(table: pd.DataFrame) -> None:
@@ -60,7 +54,7 @@ def test_the_numbers_are_paired_differences_with_student_intervals(table: pd.Dat
     assert on_task.worst.mean == pytest.approx(-0.5)
 
 
-def test_levels_are_joint_over_tasks_and_comparisons(study: Study) -> None:  # noqa: F811
+def test_levels_are_joint_over_tasks_and_comparisons(study: Study) -> None:
     further = task(num_experts=8, make=partial(PiecesRun, num_pieces=8))
     found = by_name(study(task(), further))["bound"]
     alternatives = 5  # skip and its twin, Gumbel-Matching, Switch, top-2 gates
@@ -82,12 +76,12 @@ def test_one_task_against_it_is_enough(table: pd.DataFrame) -> None:
     assert (found.verdict, found.count(HOLDS), found.count(UNDECIDED)) == (HOLDS, 2, 1)
 
 
-def test_tasks_that_do_not_depend_on_routing_take_no_part(study: Study) -> None:  # noqa: F811
+def test_tasks_that_do_not_depend_on_routing_take_no_part(study: Study) -> None:
     table = study(task(), costs=COSTS | {"frozen-router": 0.5})
     assert all(each.num_comparisons == 0 for each in verdicts(table))
 
 
-def test_with_two_experts_nothing_is_said_of_the_bound(study: Study) -> None:  # noqa: F811
+def test_with_two_experts_nothing_is_said_of_the_bound(study: Study) -> None:
     found = by_name(study(task(num_experts=2, make=partial(PiecesRun, num_pieces=2))))
     assert not found["bound"].tasks
     assert not found["switch-suffices"].tasks

@@ -15,13 +15,13 @@ from inference.study import runner
 from inference.study.arms import all_arms
 from inference.study.cache import Cache, Record
 from inference.study.settings import Run
+from tests.inference.routing_study.conftest import Memory
 from tests.inference.routing_study.stand_in import ARMS, BEST_RATE, BEST_WEIGHT, COSTS, record, task
 
 Study = Callable[..., pd.DataFrame]
 
 
-def test_every_stage_is_in_the_table(study: Study) -> None:
-    table = study(task())
+def test_every_stage_is_in_the_table(table: pd.DataFrame) -> None:
     check(table)
     stages = {stage: set(rows.arm) for stage, rows in table.groupby("stage")}
     assert stages["gate"] == {"oracle", "exact-marginal", "frozen-router"}
@@ -31,8 +31,7 @@ def test_every_stage_is_in_the_table(study: Study) -> None:
     assert stages["compute"] == {"exact-marginal", "top-2-gates", *several}
 
 
-def test_no_seed_that_decides_is_one_that_is_reported(study: Study) -> None:
-    table = study(task())
+def test_no_seed_that_decides_is_one_that_is_reported(table: pd.DataFrame) -> None:
     seeds = {stage: set(rows.seed) for stage, rows in table.groupby("stage")}
     assert seeds["final"] == seeds["compute"] == seeds["balance"] == set(range(8))
     assert len(seeds["tuning"]) == 4
@@ -43,8 +42,8 @@ def test_no_seed_that_decides_is_one_that_is_reported(study: Study) -> None:
     assert set(table[~deciding].judged_on) == {"test"}
 
 
-def test_the_best_setting_and_way_to_serve_run_on_all_seeds(study: Study) -> None:
-    final = study(task()).query("stage == 'final'")
+def test_the_best_setting_and_way_to_serve_run_on_all_seeds(table: pd.DataFrame) -> None:
+    final = table.query("stage == 'final'")
     learnt = final[final.arm.map(learns_to_route)]
     assert set(learnt.learning_rate) == {BEST_RATE}
     assert set(learnt.load_balancing) == {BEST_WEIGHT}
@@ -65,8 +64,7 @@ def test_all_arms_have_as_many_settings(tasks: tuple[Task, ...]) -> None:
         assert {"frozen-router", "exact-marginal"} <= set(arms)
 
 
-def test_at_equal_compute_arms_evaluate_as_many_experts(study: Study) -> None:
-    table = study(task(num_steps=40))
+def test_at_equal_compute_arms_evaluate_as_many_experts(table: pd.DataFrame) -> None:
     steps = table[table.stage == "compute"].groupby("arm").num_steps.first()
     assert steps["exact-marginal"] == 10
     assert steps["top-2-gates"] == steps["dependent-rounding-mixture-bound"] == 20
@@ -92,7 +90,7 @@ def test_the_gate_takes_the_better_of_oracle_and_exact_marginal(study: Study) ->
 
 def test_an_interrupted_study_goes_on(tmp_path: Path, trained: list[Run], monkeypatch: pytest.MonkeyPatch) -> None:
     cache = Cache(tmp_path)
-    first = conduct([task()], Cache(tmp_path / "other"))
+    first = conduct([task()], Memory())
     number = len(trained)
     trained.clear()
     stub, left = runner.train, [number - 10]
@@ -112,10 +110,11 @@ def test_an_interrupted_study_goes_on(tmp_path: Path, trained: list[Run], monkey
     pd.testing.assert_frame_equal(first, again)
 
 
-def test_further_tasks_use_the_runs_of_earlier_ones(tmp_path: Path, trained: list[Run]) -> None:
-    conduct([task(arms=ARMS[:5])], Cache(tmp_path))
+def test_further_arms_use_the_runs_of_earlier_ones(trained: list[Run]) -> None:
+    cache = Memory()
+    conduct([task(arms=ARMS[:5])], cache)
     number = len(trained)
-    conduct([task()], Cache(tmp_path))
+    conduct([task()], cache)
     assert len(set(trained)) == len(trained) > number
 
 

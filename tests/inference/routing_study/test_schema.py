@@ -1,21 +1,15 @@
 """What is wrong with a table is told."""
 
-from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from inference.routing_study.schema import COLUMNS, check, faults
-from tests.inference.routing_study.stand_in import task
 
 
-@pytest.fixture
-def table(study: Callable[..., pd.DataFrame]) -> pd.DataFrame:
-    return study(task(arms=("oracle", "frozen-router", "exact-marginal", "switch")))
-
-
-def test_a_whole_table_has_no_fault(table: pd.DataFrame, tmp_path: pytest.TempPathFactory) -> None:
+def test_a_whole_table_has_no_fault(table: pd.DataFrame, tmp_path: Path) -> None:
     assert list(faults(table)) == []
     file = tmp_path / "routing.csv.gz"
     table.to_csv(file, index=False, float_format="%.6g")
