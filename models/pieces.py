@@ -58,6 +58,22 @@ def draw_pieces(batch_shape: tuple[int, ...], num_pieces: int) -> Pieces:
     return Pieces(LEVEL * torch.randn(shape), RISE * torch.randn(shape))
 
 
+def draw_twins(batch_shape: tuple[int, ...], num_pieces: int) -> Pieces:
+    """
+    As :func:`draw_pieces`, but the second piece goes on where the first one ends, with the same rise: two equal experts
+    are right on both, and which of them a datapoint has is arbitrary.
+
+    :param num_pieces: k, at least 3.
+    :raises ValueError: if there are fewer: one line would need no routing.
+    """
+    if num_pieces < 3:
+        raise ValueError(f"num_pieces must be at least 3, got {num_pieces!r}")
+    levels, rises = draw_pieces(batch_shape, num_pieces)
+    rises[..., 1] = rises[..., 0]
+    levels[..., 1] = levels[..., 0] + rises[..., 0]
+    return Pieces(levels, rises)
+
+
 def pieces_mixture(
     assignment: Callable[..., AssignmentDistribution],
     num_pieces: int,

@@ -28,7 +28,9 @@ class RegimesData(NamedTuple):
     permutations: Tensor  #: long (R, 10), the label of every digit in every regime
 
 
-def regimes_data(num_regimes: int, seed: int = 0, validation_size: int = 300, test_size: int = 300) -> RegimesData:
+def regimes_data(
+    num_regimes: int, seed: int = 0, validation_size: int = 300, test_size: int = 300, tag_noise: float = 0.0
+) -> RegimesData:
     """
     Every image once in each of R regimes, where its label is another permutation of the digits.
 
@@ -37,13 +39,15 @@ def regimes_data(num_regimes: int, seed: int = 0, validation_size: int = 300, te
         same.
     :param validation_size: images; and so
     :param test_size:
-    :raises ValueError: if ``num_regimes`` is not a positive int.
+    :param tag_noise: probability that the tag shown is another one, each of them equally likely.
+    :raises ValueError: if ``num_regimes`` is not a positive int, or ``tag_noise`` no probability below 1.
 
     >>> train, _, test, permutations = regimes_data(4)
     >>> train.x.shape, test.y.shape, permutations.shape
     (torch.Size([4788, 68]), torch.Size([1200]), torch.Size([4, 10]))
     """
     check_positive_int("num_regimes", num_regimes)
+    check_noise(tag_noise)
     digits = load_digits()
     pixels = torch.as_tensor(digits.data, dtype=torch.get_default_dtype()) / BRIGHTEST
     classes = torch.as_tensor(digits.target, dtype=torch.long)
@@ -55,11 +59,22 @@ def regimes_data(num_regimes: int, seed: int = 0, validation_size: int = 300, te
         image = images.repeat(num_regimes)
         order = torch.randperm(len(image), generator=generator)
         regime, image = regime[order], image[order]
-        tag = one_hot(regime, num_regimes).to(pixels.dtype)
+        shown = regime
+        if tag_noise:
+            wrong = torch.rand(len(regime), generator=generator) < tag_noise
+            other = regime + torch.randint(1, max(num_regimes, 2), regime.shape, generator=generator)
+            shown = torch.where(wrong, other % num_regimes, regime)
+        tag = one_hot(shown, num_regimes).to(pixels.dtype)
         return Labelled(torch.cat([pixels[image], tag], -1), permutations[regime, classes[image]])
 
     train, validation, test = map(part, split_digits(digits.target, validation_size, test_size, seed))
     return RegimesData(train, validation, test, permutations)
+
+
+def check_noise(tag_noise: float) -> None:
+    """:raises ValueError: if ``tag_noise`` is no probability below 1."""
+    if not 0 <= tag_noise < 1:
+        raise ValueError(f"tag_noise must be a probability below 1, got {tag_noise!r}")
 
 
 def regime_of(x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch.nn.functional import one_hot
 from inference.study.settings import DigitsRun, PiecesRun, Run, StackedRun, ToyRun
 from inference.training.schedule import constant
 from models.digits import HIDDEN, NUM_CLASSES, NUM_EXPERTS, NUM_PIXELS, CostBaseline, digits_data, digits_mixture
-from models.pieces import PosteriorNetwork, draw_pieces, pieces_mixture, stacked_network
+from models.pieces import Pieces, PosteriorNetwork, draw_pieces, pieces_mixture, stacked_network
 from models.piecewise import (
     PiecewiseData,
     StackedCostBaseline,
@@ -110,11 +110,15 @@ def toy_problem(run: ToyRun) -> Problem:
     )
 
 
-def pieces_problem(run: PiecesRun) -> Problem:
-    """All seeds, stacked, each with a line, data and a start of its own: the same for every arm and setting."""
+def pieces_problem(run: PiecesRun, draw: Callable[[tuple[int, ...], int], Pieces] = draw_pieces) -> Problem:
+    """
+    All seeds, stacked, each with a line, data and a start of its own: the same for every arm and setting.
+
+    :param draw: the lines, from batch shape and number of pieces.
+    """
     pyro.set_rng_seed(run.seed)
     stack = (run.num_seeds,)
-    pieces = draw_pieces(stack, run.num_pieces)
+    pieces = draw(stack, run.num_pieces)
     train, validation, test = map(pieces.data, (run.num_datapoints, NUM_TEST, NUM_TEST))
     mixture = pieces_mixture(IndependentRouting, run.num_pieces, stack, run.capacity_factor)
     return Problem(

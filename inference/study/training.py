@@ -13,6 +13,7 @@ from inference.study.cache import Record
 from inference.study.learners import Learner
 from inference.study.minibatch_problems import regimes_problem, table_problem
 from inference.study.problems import Labelled, Problem, digits_problem, pieces_problem, toy_problem
+from inference.study.regime_problems import REGIME_PROBLEMS
 from inference.study.serving import measure_serving
 from inference.study.settings import DigitsRun, PiecesRun, RegimesRun, Run, SeedsRun, TableRun, ToyRun
 from inference.training.batches import Minibatches
@@ -32,6 +33,7 @@ PROBLEMS: dict[type[Run], Callable[[Any], Problem]] = {
     DigitsRun: digits_problem,
     RegimesRun: regimes_problem,
     TableRun: table_problem,
+    **REGIME_PROBLEMS,
 }
 
 

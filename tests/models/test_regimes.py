@@ -25,6 +25,29 @@ def test_every_image_stands_in_every_regime_under_its_permutation() -> None:
     assert len(y[image == 0].unique()) > 1
 
 
+def test_a_tag_is_wrong_as_often_as_is_said() -> None:
+    tag_noise = 0.2
+    clean, noisy = (regimes_data(4, seed=7, tag_noise=noise) for noise in (0.0, tag_noise))
+    assert noisy.permutations.equal(clean.permutations)
+    meant = clean.permutations.argsort(-1)
+    x, y = clean.train
+    digits = dict(zip(map(tuple, x[:, :NUM_PIXELS].tolist()), meant[regime_of(x), y].tolist()))
+    x, y = noisy.train
+    digit = torch.tensor([digits[tuple(image)] for image in x[:, :NUM_PIXELS].tolist()])
+    # A wrong tag is right for digits that both permutations send to the same label.
+    same = (clean.permutations.unsqueeze(1) == clean.permutations).float().mean(-1)
+    by_chance = (same.sum() - 4) / 12
+    share = (meant[regime_of(x), y] == digit).float().mean()
+    assert abs(share - (1 - tag_noise * (1 - by_chance))) < 5 * (tag_noise * (1 - tag_noise) / len(y)) ** 0.5
+    assert share < 1 - tag_noise / 2
+
+
+@pytest.mark.parametrize("tag_noise", [-0.1, 1.0])
+def test_tag_noise_is_a_probability(tag_noise: float) -> None:
+    with pytest.raises(ValueError, match=f"tag_noise must be a probability below 1, got {tag_noise}"):
+        regimes_data(4, tag_noise=tag_noise)
+
+
 def test_no_image_is_in_two_parts() -> None:
     data = regimes_data(2)
     images = [set(map(tuple, part.x[:, :NUM_PIXELS].tolist())) for part in data[:3]]
