@@ -142,6 +142,9 @@ REGISTRY.add(
     # Used as if it sampled.
     RuleEntry("Switch", rules.Switch, objectives=(Objective.GATED, Objective.OWN), **_BALANCING),
     RuleEntry("top-2 gates", rules.TopGates, evaluations=2, **_BALANCING),
+    RuleEntry("GShard", rules.GShard, objectives=_GATED, evaluations=2, commands=_TEXT, **_BALANCING),
+    RuleEntry("gated sets", rules.GatedSets, objectives=_GATED, evaluations=2, commands=_TEXT),
+    RuleEntry("quantile balancing", rules.QuantileBalancing, evaluations=2, commands=_STUDY),
     # The input is mixed into the output where both have the same features.
     RuleEntry("BASE", rules.BASELayer, options=lambda setting: {"carry": setting.same_features}),
     RuleEntry("S-BASE", rules.SinkhornBASE),
@@ -160,6 +163,7 @@ REGISTRY.add(
     ),
     RuleEntry("sparse transport, top 2", rules.SparsityConstrainedTransport, commands=_GRADIENTS),
     RuleEntry("hash", rules.HashRouting, fixed=True, commands=_NO_TEXT),
+    RuleEntry("random", rules.RandomRouting, fixed=True, commands=_STUDY),
     RuleEntry("DenseMixer", rules.DenseMixer, exact=False, evaluations=ALL_EXPERTS),
     RuleEntry(
         "dense mixture", rules.DenseMixture, dense=True, evaluations=ALL_EXPERTS, limited=False, commands=_NO_TEXT

@@ -12,7 +12,7 @@ from inference.study.arms import all_arms
 from inference.study.settings import Run
 
 #: raised whenever the same settings give other results, so that older files are not read
-FORMAT = 5
+FORMAT = 6
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,14 @@ from prob_moe.rules.base import Routing, RoutingRule, SparseRouting, top_choices
 from prob_moe.rules.base_layer import BASELayer
 from prob_moe.rules.dense import DenseMixer, DenseMixture, DenseRouting
 from prob_moe.rules.expert_choice import ExpertChoice, SlotRouting
+from prob_moe.rules.gated_sets import GatedSets
+from prob_moe.rules.gshard import GShard
 from prob_moe.rules.gumbel_softmax import GumbelSoftmax
 from prob_moe.rules.hash_routing import HashRouting
 from prob_moe.rules.loss_free_bias import LossFreeBias
 from prob_moe.rules.losses import load_balancing_loss, z_loss
+from prob_moe.rules.quantile_balancing import QuantileBalancing
+from prob_moe.rules.random_routing import RandomRouting
 from prob_moe.rules.sampled_gate import SampledGate
 from prob_moe.rules.sigma_moe import SigmaMoE
 from prob_moe.rules.sinkhorn import SinkhornBASE
@@ -33,10 +37,14 @@ __all__ = [
     "DenseMixture",
     "DenseRouting",
     "ExpertChoice",
+    "GShard",
+    "GatedSets",
     "GumbelSoftmax",
     "HashRouting",
     "LossFreeBias",
     "MergedRouting",
+    "QuantileBalancing",
+    "RandomRouting",
     "Routing",
     "RoutingRule",
     "SampledGate",

@@ -28,3 +28,21 @@ def assign_choices(
     placed = within_capacity(one_queue, capacity, num_experts, valid.flatten(-2)).reshape(choices.shape)
     assignment = torch.where(valid, placed, ~choices)
     return assignment if mask is None else torch.where(mask.unsqueeze(-2), assignment, -1)
+
+
+def renormalised_gates(logits: Tensor, choices: Tensor) -> Tensor:
+    """
+    The probabilities of given experts, renormalised over these.
+
+    :param logits: (*batch, n, k).
+    :param choices: long (*batch, m, n).
+    :returns: (*batch, m, n), 0 for a forbidden expert.
+
+    >>> renormalised_gates(torch.tensor([[0.5, 0.3, 0.2]]).log(), torch.tensor([[0], [1]])).mT
+    tensor([[0.6250, 0.3750]])
+    """
+    scores = logits.mT.gather(-2, choices)
+    allowed = scores > -torch.inf
+    # All experts of a record may be forbidden by now: gates of 0 then, and no NaN.
+    scores = scores.masked_fill(~allowed.any(-2, keepdim=True), 0.0)
+    return scores.softmax(-2).masked_fill(~allowed, 0.0)

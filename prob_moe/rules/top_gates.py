@@ -5,7 +5,7 @@ from torch import Tensor
 
 from prob_moe.experts.validation import check_positive_int
 from prob_moe.rules.base import RoutingRule, SparseRouting, top_choices
-from prob_moe.rules.choices import assign_choices
+from prob_moe.rules.choices import assign_choices, renormalised_gates
 from prob_moe.rules.losses import check_weight, load_balancing_loss
 
 
@@ -29,7 +29,8 @@ class TopGates(RoutingRule):
 
     **Source:** Shazeer et al. (2017), "Outrageously large neural networks: the sparsely-gated mixture-of-experts
     layer", eqs. 3-5, without the noise; places in that order for m = 2: Lepikhin et al. (2021), "GShard", algorithm 1,
-    which also drops second choices at random and takes the loads of the loss from first choices only.
+    which also drops second choices at random and takes the loads of the loss from first choices only:
+    :class:`~prob_moe.rules.GShard`.
 
     :param num_selected: m, the experts per datapoint.
     :param load_balancing: weight of the load-balancing loss.
@@ -81,8 +82,4 @@ class TopGates(RoutingRule):
         )
 
     def gates(self, logits: Tensor, choices: Tensor) -> tuple[Tensor, None]:
-        scores = logits.mT.gather(-2, choices)
-        allowed = scores > -torch.inf
-        # All experts of a record may be forbidden by now: gates of 0 then, and no NaN.
-        scores = scores.masked_fill(~allowed.any(-2, keepdim=True), 0.0)
-        return scores.softmax(-2).masked_fill(~allowed, 0.0), None
+        return renormalised_gates(logits, choices), None

@@ -14,9 +14,13 @@ from prob_moe.rules import (
     DenseMixer,
     DenseMixture,
     ExpertChoice,
+    GatedSets,
+    GShard,
     GumbelSoftmax,
     HashRouting,
     LossFreeBias,
+    QuantileBalancing,
+    RandomRouting,
     RoutingRule,
     SampledGate,
     SigmaMoE,
@@ -63,6 +67,10 @@ RULES = {
     "σ-MoE": Case(lambda **capacity: SigmaMoE(expert_dropout=0.2, **capacity)),
     "top-2 gates": Case(TopGates),
     "sparse transport": Case(lambda **capacity: SparsityConstrainedTransport(num_selected=K, **capacity)),
+    "GShard": Case(GShard),
+    "gated sets": Case(GatedSets),
+    "quantile balancing": Case(QuantileBalancing, limited=False),  # in training only
+    "random": Case(RandomRouting),
     "Soft MoE": Case(lambda: SoftMoE(slots_per_expert=2)),
 }
 

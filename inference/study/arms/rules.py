@@ -35,9 +35,10 @@ def _ruled(problem: Problem, entry: RuleEntry) -> Learner:
     mixture = problem.mixture
     experts = mixture.experts
     assert mixture.capacity_factor is not None
+    # As a mixture with several experts per datapoint has it: a place for every choice, at balance.
     setting = RuleSetting(
         experts.num_experts,
-        mixture.capacity_factor,
+        mixture.capacity_factor * (entry.evaluations if isinstance(entry.evaluations, int) else 1),
         problem.load_balancing,
         tuple(experts.batch_shape),
         same_features=experts.in_features == experts.out_features,

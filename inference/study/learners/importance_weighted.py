@@ -25,8 +25,16 @@ class ImportanceWeighted(MixtureLearner):
 
     def minus_objective(self, x: Tensor, y: Tensor) -> Tensor:
         log_p = self.mixture.router(x).log_softmax(-1)
-        drawn = Categorical(logits=log_p.detach()).sample((self.num_samples,)).movedim(0, -1)
-        f = log_likelihoods_of(self.mixture, x, y, drawn.mT).mT
+        drawn = Categorical(logits=log_p.detach()).sample((self.num_samples,)).movedim(0, -2)
+        return -self.surrogate(x, y, drawn, log_p).mean(-1).sum()
+
+    def surrogate(self, x: Tensor, y: Tensor, chosen: Tensor, log_p: Tensor) -> Tensor:
+        """
+        :param chosen: the draws, long (*batch, m, n).
+        :param log_p: of all experts, (*batch, n, k).
+        :returns: nats, (*batch, n): the value and, by differentiation, the gradient of the estimate.
+        """
+        f = log_likelihoods_of(self.mixture, x, y, chosen).mT
         bound = f.logsumexp(-1) - math.log(self.num_samples)
         # The bound with one sample replaced by the geometric mean of the others.
         held = f.detach()
@@ -34,5 +42,5 @@ class ImportanceWeighted(MixtureLearner):
         each = torch.eye(self.num_samples, dtype=torch.bool, device=x.device)
         replaced = torch.where(each, others.unsqueeze(-1), held.unsqueeze(-2)).logsumexp(-1)
         signal = bound.detach().unsqueeze(-1) - (replaced - math.log(self.num_samples))
-        score = (signal * log_p.gather(-1, drawn)).sum(-1)
-        return -(bound + score - score.detach()).mean(-1).sum()
+        score = (signal * log_p.gather(-1, chosen.mT)).sum(-1)
+        return bound + score - score.detach()

@@ -69,6 +69,8 @@ def test_one_wide_expert_has_the_hidden_units_of_all() -> None:
     assert narrow.hidden_features is not None
     assert (wide.num_experts, wide.hidden_features) == (1, narrow.num_experts * narrow.hidden_features)
     x, y = problem.train[0][:50], problem.train[1][:50]
+    output = wide.dense(x)[..., 0, :]
+    torch.testing.assert_close(learner.loss(x, y), -learner.mixture.likelihood(output).log_prob(y).mean())
     before = learner.loss(x, y).item()
     list(steps(learner, lambda: learner.loss(x, y), num_steps=5, learning_rate=0.01))
     assert learner.loss(x, y).item() < before
