@@ -1,5 +1,7 @@
 """What is measured against: experts that nobody learns to choose."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -55,6 +57,31 @@ def test_one_expert_is_the_first_and_a_frozen_router_sends_to_its_favourite() ->
     favourite = mixture.router(x).argmax(-1)
     chosen = every.gather(-2, favourite[..., None, None]).squeeze(-2)
     torch.testing.assert_close(ARMS["frozen-router"].build(problem).serve(x), chosen)
+
+
+@pytest.mark.parametrize("name", ["oracle", "frozen-router", "one-expert", "one-wide-expert"])
+def test_the_loss_is_that_of_the_experts_of_the_map(name: str) -> None:
+    """A loop over datapoints; what other experts would have done is in no gradient."""
+    if name == "one-wide-expert":
+        problem = digits_problem(DigitsRun(name, 0.1, 0.0))
+        problem = replace(problem, train=(problem.train[0][:8], problem.train[1][:8]))
+    else:
+        problem = pieces_problem(PiecesRun(name, 0.1, 0.0, num_seeds=1, num_datapoints=8))
+    learner = ARMS[name].build(problem)
+    (x, y), mixture = problem.train, learner.mixture
+    mixture.double()
+    x, y = x.double(), y.double() if y.is_floating_point() else y
+    favourites = mixture.router(x).argmax(-1)
+    chosen = {"oracle": problem.oracle, "frozen-router": lambda _: favourites}.get(name)
+    z = torch.zeros_like(favourites) if chosen is None else chosen(x)
+    f = mixture.log_likelihoods(x, y).flatten(0, -2)
+    terms = [f[i, int(e)] for i, e in enumerate(z.flatten())]
+    exact = -torch.stack(terms).mean()
+    loss = learner.loss(x, y)
+    torch.testing.assert_close(loss, exact, rtol=0, atol=1e-10)
+    experts = list(mixture.experts.parameters())
+    for found, expected in zip(torch.autograd.grad(loss, experts), torch.autograd.grad(exact, experts)):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
 
 
 def test_where_nobody_knows_there_is_no_oracle() -> None:
