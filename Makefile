@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo study test coverage test-hard test-gpu test-python test-all wheel wheel-test docs browser bench bench-likelihood notebooks format clean
+.PHONY: demo study test coverage test-hard test-gpu test-python test-all wheel wheel-test docs browser bench bench-full bench-compare bench-likelihood notebooks format clean
 
 demo: $(READY)  ## Train mixtures on lines with the main estimators; tables and pictures in results/study.
 	$(BIN)/python -m inference study --overwrite
@@ -111,8 +111,24 @@ browser: docs  ## The pages, and that of a run, in chromium (apt-get install chr
 	@command -v chromium >/dev/null || { echo "make browser needs chromium: apt-get install chromium" >&2; exit 1; }
 	$(ONE) PROB_MOE_SITE=results/docs $(BIN)/python -m pytest -n 0 -m "" tests/docs/test_browser.py
 
-bench: $(READY)  ## Speed as ratios to named peers, measured in one run.
-	$(BIN)/python -m pytest tests/benchmarks -o python_files='bench_*.py' --benchmark-only --benchmark-columns=min,rounds --benchmark-warmup=on
+# Peers that only the benchmarks need are installed by them.
+RUN := results/bench/$(shell date +%Y-%m-%d-%H%M).json
+BENCH = mkdir -p results/bench && $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,peers]' && \
+	$(BIN)/python -m pytest -n 0 --quiet tests/benchmarks/bench_cases.py -o python_files='bench_*.py' --benchmark-only \
+	--benchmark-columns=min,rounds --benchmark-json=$(RUN) && \
+	$(BIN)/python -m tests.benchmarks.growth $(RUN) results/bench
+
+bench: $(READY)  ## Speed as ratios to named peers, one table of one run and pictures of growth; results/bench.
+	$(BENCH)
+
+bench-full: $(READY)  ## The same with the largest sizes; first calls, memory, and how well the errors of likelihoods cover.
+	PROB_MOE_BENCH=full $(BENCH)
+	$(BIN)/python -m tests.benchmarks.memory_table
+	$(BIN)/python -m tests.benchmarks.annealing_table
+	$(BIN)/python -m tests.benchmarks.likelihood_table
+
+bench-compare: $(READY)  ## What became slower beyond the noise: make bench-compare A=old.json B=new.json
+	$(BIN)/python -m tests.benchmarks.compare $(A) $(B)
 
 VALUES ?= 100
 
