@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import time
 from typing import Any
 
@@ -23,6 +24,11 @@ CASES = [
 RUNS = [(case, turn, side) for case in CASES for turn in range(TURNS) for side in case.sides]
 
 
+def spelling(case: Case, turn: int, side: str) -> str:
+    """As ``-k`` can take it."""
+    return re.sub(r"[^a-z0-9]+", "-", f"{case.what} {side} {turn}".lower().replace("×", "x"))
+
+
 @functools.lru_cache(maxsize=1)
 def built(case: Case) -> dict[str, Side]:
     torch.manual_seed(0)
@@ -35,7 +41,7 @@ def results(case: Case) -> dict[str, Any]:
     return {name: side() for name, side in built(case).items()}
 
 
-@pytest.mark.parametrize(("case", "turn", "side"), RUNS, ids=[f"{c.what}-{side}-{turn}" for c, turn, side in RUNS])
+@pytest.mark.parametrize(("case", "turn", "side"), RUNS, ids=[spelling(*run) for run in RUNS])
 def test_case(benchmark: BenchmarkFixture, case: Case, turn: int, side: str) -> None:
     torch.set_num_threads(case.threads)
     if side not in built(case):

@@ -10,7 +10,7 @@ Side = Callable[[], Any]
 SAME_RESULT, SAME_WORK, A_PART = "same result", "same work, other model", "a part of ours"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
     """
     A row of the table for every peer.

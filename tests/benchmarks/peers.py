@@ -4,6 +4,7 @@ Two experts per datapoint of 16, the capacity that holds 1.25 times the even loa
 is not installed (``make bench`` installs them).
 """
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 
@@ -59,7 +60,8 @@ def sides() -> dict[str, Side]:
     }
     for name, make in PEERS.items():
         try:
-            peer = make()
+            with warnings.catch_warnings(action="ignore"):  # their own affairs
+                peer = make()
         except ModuleNotFoundError:
             continue
         found[name] = gradients([x, *peer.parameters()], partial(published, peer, x, y))
