@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from inference.study.arms import Group, all_arms
+from inference.study.regime_settings import DomainsRun, NoisyTagRun, PlantedRun, RotatedRun, TwinsRun
 from inference.study.settings import PiecesRun, RegimesRun, SeedsRun, TableRun, ToyRun
 
 #: what every task is framed by, where it exists
@@ -36,7 +37,11 @@ MANY = (
     "iwae",
     "base",
     "loss-free-bias",
+    "quantile-balancing",
+    "gshard",
+    "gated-sets",
     "smear",
+    "random",
 )
 
 
@@ -154,6 +159,7 @@ _REGIMES: dict[str, Any] = {
     "num_steps": 600,
     "cost": Cost(step=4.0, seed=0.5, data=0.5),
 }
+_FOUR = _REGIMES | {"cost": Cost(step=2.5, seed=0.25, data=0.2)}
 _TABLE: dict[str, Any] = {
     "measure": "robust",
     "rates": (0.003, 0.01),
@@ -161,36 +167,48 @@ _TABLE: dict[str, Any] = {
     "between": (0.005, 0.02),
     "capacity_factor": 1.25,
     "num_experts": 16,
-    "num_steps": 1200,
-    "cost": Cost(step=5.0, seed=1.1, data=3.0),
+    "num_steps": 1000,
+    "cost": Cost(step=5.0, seed=1.0, data=1.2),
     "arms": FEW,
 }
 
 TASKS = (
-    Task(partial(ToyRun, break_at=0.5), num_experts=2, cost=Cost(2.0, 0.035), **_LINE),
-    Task(partial(PiecesRun, num_pieces=2), num_experts=2, cost=Cost(2.0, 0.035), arms=MANY, **_LINE),
-    Task(
-        partial(PiecesRun, num_pieces=4),
-        num_experts=4,
-        cost=Cost(2.2, 0.08),
-        **_LINE | {"rates": (0.01, 0.03, 0.1), "between": (0.005, 0.02, 0.05)},
-    ),
+    Task(partial(ToyRun, break_at=0.5), num_experts=2, cost=Cost(2.0, 0.035), arms=MANY, **_LINE),
+    Task(partial(PiecesRun, num_pieces=2), num_experts=2, cost=Cost(2.0, 0.035), arms=FEW, **_LINE),
+    Task(partial(PiecesRun, num_pieces=4), num_experts=4, cost=Cost(2.2, 0.08), **_LINE),
+    Task(partial(TwinsRun, num_pieces=4), num_experts=4, cost=Cost(2.2, 0.08), arms=FEW, **_LINE),
     Task(
         partial(PiecesRun, num_pieces=8),
         num_experts=8,
         cost=Cost(2.5, 0.17),
-        arms=MANY,
-        **_LINE | {"num_steps": 1500},
+        arms=FEW,
+        **_LINE | {"num_steps": 1500, "num_seeds": 32},
+    ),
+    Task(partial(RegimesRun, num_regimes=8), num_experts=8, **_REGIMES),
+    Task(partial(RegimesRun, num_regimes=4), num_experts=4, arms=FEW, **_FOUR),
+    Task(partial(RegimesRun, num_regimes=16), num_experts=16, arms=FEW, **_REGIMES),
+    Task(partial(NoisyTagRun, num_regimes=4), num_experts=4, arms=MANY, **_FOUR),
+    Task(RotatedRun, num_experts=4, arms=MANY, **_FOUR),
+    Task(
+        PlantedRun,
+        **_TABLE | {"num_experts": 4, "cost": Cost(step=2.5, seed=0.25, data=0.3)},
+    ),
+    Task(partial(TableRun, table="diamonds"), **_TABLE),
+    Task(
+        partial(TableRun, table="flights"),
+        **_TABLE | {"num_steps": 500, "cost": Cost(step=6.0, seed=1.2, data=13.0)},
     ),
     Task(
-        partial(RegimesRun, num_regimes=8),
-        num_experts=8,
-        **_REGIMES | {"rates": (0.01, 0.03, 0.1), "between": (0.005, 0.017, 0.05)},
+        DomainsRun,
+        measure="nll",
+        num_experts=4,
+        num_steps=800,
+        rates=(0.01, 0.03),
+        weights=(0.0, 0.01),
+        between=(0.005, 0.017),
+        cost=Cost(step=3.0, seed=0.8, data=1.3),
+        arms=FEW,
     ),
-    Task(partial(RegimesRun, num_regimes=4), num_experts=4, arms=FEW, **_REGIMES),
-    Task(partial(RegimesRun, num_regimes=16), num_experts=16, arms=FEW, **_REGIMES),
-    Task(partial(TableRun, table="diamonds"), **_TABLE),
-    Task(partial(TableRun, table="flights"), **_TABLE),
 )
 
 #: the tasks of a study of minutes, with how many seeds of each are reported

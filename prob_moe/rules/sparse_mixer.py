@@ -77,9 +77,10 @@ class SparseMixer(RoutingRule):
         return self.to_experts(logits, mask, choices.unsqueeze(-2), gate.unsqueeze(-2), loss)
 
     def gates(self, logits: Tensor, choices: Tensor) -> tuple[Tensor, None]:
-        windowed, choices = self.window(logits), choices.squeeze(-2)
-        full = self.full_steps(choices, windowed.argmax(-1))
-        return self.gate(windowed, choices, full).unsqueeze(-2), None
+        windowed = self.window(logits)
+        best = windowed.argmax(-1)
+        gates = [self.gate(windowed, chosen, self.full_steps(chosen, best)) for chosen in choices.unbind(-2)]
+        return torch.stack(gates, -2), None
 
     def full_steps(self, choices: Tensor, best: Tensor) -> Tensor:
         """:returns: whether m = 1, bool (*batch, n): drawn in training, but where the argmax is chosen."""

@@ -14,6 +14,7 @@ from inference.study.report import named_rows, served_cells, served_reference
 from inference.study.serving import measure_serving
 from inference.study.serving_tables import by_serving, ruined_rows
 from inference.study.settings import PiecesRun, Run, TableRun
+from inference.study.training import train
 
 ARMS = all_arms()
 
@@ -50,6 +51,16 @@ def test_a_model_with_one_output_is_served_by_the_gates_of_its_rule(name: str, o
         with torch.no_grad():  # the gates of all experts are the router's probabilities
             out = (mixture.router(x).softmax(-1).unsqueeze(-1) * mixture.experts.dense(x)).sum(-2)
             torch.testing.assert_close(measures["nll, all"], -mixture.likelihood(out).log_prob(y).mean(-1))
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_every_arm_is_judged_by_finite_numbers_in_whatever_way_it_serves(arm: str) -> None:
+    if not ARMS[arm].is_for(run := PiecesRun(arm, 0.1, 0.0, num_seeds=2, num_steps=1)):
+        return
+    metrics = train(run).metrics
+    assert any(name.startswith("robust, ") for name in metrics)
+    for name, values in metrics.items():
+        assert torch.tensor(values).isfinite().all(), name
 
 
 @pytest.mark.parametrize("name", ["smear", "hash", "soft-moe"])
