@@ -84,17 +84,20 @@ def _warn_uncached(reason: str) -> None:
         _logger.warning(message)
 
 
-def kernel(function: Callable[..., Any] | None = None, **options: Any) -> Any:
+def kernel(function: Callable[..., Any] | None = None, *, from_python: bool = False, **options: Any) -> Any:
     """Compile a function at its first call, without the interpreter's lock, and keep it on disk where one can.
 
     With ``fastmath`` it is always put into its callers: its sums have an order that depends on what is around them. The
     process that compiles a caller would otherwise call the code that it has of the function alone, and those which load
     the caller from the disk the code within, with other last bits.
 
+    :param from_python: whether it is called from Python, too, and not from kernels alone: the way in takes a tenth of
+        the time to compile it.
     :param options: of ``numba.njit``, ``fastmath`` for one.
     """
     if function is None:
-        return functools.partial(kernel, **options)
+        return functools.partial(kernel, from_python=from_python, **options)
+    options |= {"no_cpython_wrapper": not from_python, "no_cfunc_wrapper": True}
     compiled = numba.njit(nogil=True, forceinline=bool(options.get("fastmath")), **options)(function)
     try:
         compiled._cache = _Cache(function)  # what njit(cache=True) does with numba's own
@@ -136,7 +139,7 @@ def batch_kernel(function: Callable[P, None]) -> Callable[P, None]:
 
     All its arrays have one problem per entry of the first dimension, or are empty; it writes what it finds into them.
     """
-    compiled = kernel(function)
+    compiled = kernel(function, from_python=True)
 
     @functools.wraps(function)
     def run(*arguments: P.args, **named: P.kwargs) -> None:

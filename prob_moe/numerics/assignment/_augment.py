@@ -11,6 +11,7 @@ of that path keeps the invariant; when nothing is overfull, the assignment is op
 import numpy as np
 
 from prob_moe.numerics._compiled import kernel
+from prob_moe.numerics._vectors import copy, largest
 
 
 @kernel
@@ -38,12 +39,17 @@ def enter(scores: np.ndarray, i: int, a: int, costs: np.ndarray, movers: np.ndar
 def _leave(scores: np.ndarray, i: int, a: int, members: np.ndarray, costs: np.ndarray, movers: np.ndarray) -> None:
     """Find the cheapest moves out of ``a`` again that row ``i`` offered, among the ``members`` that remain."""
     k = scores.shape[1]
-    lost = np.flatnonzero(movers[a, :k] == i)
-    bounds = costs[a, lost]  # nothing cheaper was there before, so a search may end at an equal
-    costs[a, lost] = np.inf
-    movers[a, lost] = -1
-    if lost.size <= 2:  # read single scores rather than rows
-        for index in range(lost.size):
+    lost, bounds = np.empty(k, np.int64), np.empty(k)
+    num_lost = 0
+    for b in range(k):
+        if movers[a, b] == i:
+            lost[num_lost] = b
+            bounds[num_lost] = costs[a, b]  # nothing cheaper was there before, so a search may end at an equal
+            num_lost += 1
+            costs[a, b] = np.inf
+            movers[a, b] = -1
+    if num_lost <= 2:  # read single scores rather than rows
+        for index in range(num_lost):
             b = lost[index]
             for other in members:
                 cost = np.float64(scores[other, a]) - scores[other, b]
@@ -57,7 +63,7 @@ def _leave(scores: np.ndarray, i: int, a: int, members: np.ndarray, costs: np.nd
         for other in members[block : block + 16]:
             enter(scores, other, a, costs, movers, k)
         missing = 0
-        for index in range(lost.size):
+        for index in range(num_lost):
             missing += costs[a, lost[index]] > bounds[index]
         if missing == 0:
             break
@@ -113,7 +119,7 @@ def place_free_slots(
     k = loads.size
     size = k + 1 if spare > 0 else k
     potentials = np.zeros(size)
-    potentials[:k] = prices
+    copy(prices, potentials[:k])
     free = np.zeros(k, np.int64)
     excess = np.zeros(size, np.int64)
     for a in range(k):
@@ -121,8 +127,9 @@ def place_free_slots(
             free[a] = max(capacity[a] - loads[a], 0)
         excess[a] = loads[a] + free[a] - capacity[a]
     if spare > 0:
-        excess[k] = spare - free.sum()
+        excess[k] = spare
         for a in range(k):
+            excess[k] -= free[a]
             costs[k, a] = 0.0
             costs[a, k] = 0.0 if free[a] > 0 else np.inf
     return potentials, free, excess
@@ -151,7 +158,7 @@ def augment(
     for i in rows:
         loads[assignment[i]] += 1
     potentials, free, excess = place_free_slots(slots, loads, capacity, prices, costs)
-    if excess.max() <= 0:
+    if largest(excess) <= 0:
         return True
 
     start = np.zeros(k + 1, np.int64)  # members[start[a]:start[a] + loads[a]] are the rows at a; a path needs one spare
@@ -171,7 +178,7 @@ def augment(
     previous = np.empty(size, np.int64)
     done = np.empty(size, np.bool_)
     feasible = True
-    while excess.max() > 0:
+    while largest(excess) > 0:
         end = _shortest_path(costs, potentials, excess, distance, previous, done)
         if end < 0:
             feasible = False
@@ -215,5 +222,7 @@ def augment(
                 _leave(scores, i, a, here, costs, movers)
                 enter(scores, members[start[b] + loads[b] - 1], b, costs, movers, k)
             b = a
-    prices[:] = potentials[:k] - (potentials[k] if slots > 0 else 0.0)
+    base = potentials[k] if slots > 0 else 0.0
+    for a in range(k):
+        prices[a] = potentials[a] - base
     return feasible

@@ -3,6 +3,7 @@
 import numpy as np
 
 from prob_moe.numerics._compiled import batch_kernel, kernel
+from prob_moe.numerics._vectors import copy
 
 
 @kernel(fastmath={"nnan", "nsz"})
@@ -65,7 +66,7 @@ def exchanges(
         for b in range(k):
             costs[a, b] = min(edges[a, b], 0.0) if loads[a] < capacity[a] else edges[a, b]
         costs[a, a] = 0.0
-    distances[:] = costs
+        copy(costs[a], distances[a])
     relax(distances)
     price(distances, loads, capacity, prices)
 

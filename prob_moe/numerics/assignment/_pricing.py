@@ -10,6 +10,7 @@ what is left. Hence float32, on scores relative to the best of their row.
 import numpy as np
 
 from prob_moe.numerics._compiled import kernel
+from prob_moe.numerics._vectors import lower_to_zero
 
 # Comparisons alone decide, and NaN has been rejected before: maxima and counts may be reordered, hence vectorised.
 ORDERLESS = {"nnan", "nsz", "reassoc"}
@@ -48,12 +49,14 @@ def _finite_mean(values: np.ndarray) -> float:
 
 
 @kernel
-def first_prices(columns: np.ndarray) -> tuple[np.ndarray, float]:
-    """Mean finite score of each expert, which takes out a bias common to all rows, and the typical spread in a row."""
-    means = np.empty(columns.shape[0])
-    for j in range(means.size):
-        means[j] = _finite_mean(columns[j])
-    return means - means.min(), -means.mean()
+def first_prices(columns: np.ndarray, prices: np.ndarray) -> float:
+    """Write the mean finite score of each expert, which takes out a bias common to all rows; a row's typical spread."""
+    total = 0.0
+    for j in range(prices.size):
+        prices[j] = _finite_mean(columns[j])
+        total += prices[j]
+    lower_to_zero(prices)
+    return -total / prices.size
 
 
 @kernel(fastmath=ORDERLESS)
@@ -152,5 +155,5 @@ def sweep(columns: np.ndarray, prices: np.ndarray, target: np.ndarray, floor: fl
         prices[j] = price
         _raise_to(left, columns[j], np.float32(price), left)
     if floor > -np.inf:
-        prices -= prices.min()  # a free slot somewhere: the cheapest expert costs nothing
+        lower_to_zero(prices)  # a free slot somewhere: the cheapest expert costs nothing
     return change

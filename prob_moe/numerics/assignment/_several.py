@@ -9,6 +9,7 @@ experts.
 import numpy as np
 
 from prob_moe.numerics._compiled import kernel
+from prob_moe.numerics._vectors import copy, largest, lower_to_zero, select
 from prob_moe.numerics.assignment._augment import _shortest_path, place_free_slots
 from prob_moe.numerics.assignment._distances import exchanges
 from prob_moe.numerics.assignment._solver import INFEASIBLE, OPTIMAL, present_rows, status_before
@@ -39,7 +40,7 @@ def first_prices(
     k = scores.shape[1]
     prices = np.zeros(k)
     sample = rows[:: max(1, rows.size // (SAMPLE * k))]
-    bids, best = np.empty(sample.size), np.empty(max(1, picks.max()))
+    bids, best = np.empty(sample.size), np.empty(max(1, largest(picks)))
     for _ in range(SWEEPS):
         change, scale = 0.0, 0.0
         for j in range(k):
@@ -49,7 +50,7 @@ def first_prices(
                 if not bids[place] > -np.inf:  # also where there is nothing else to hold
                     bids[place] = -np.inf
             target = int(slots[j] * sample.size / rows.size + 0.5)
-            wanted = floor if target >= sample.size else np.sort(bids)[sample.size - 1 - target]
+            wanted = floor if target >= sample.size else select(bids, sample.size - 1 - target)
             wanted = max(wanted, floor)
             if abs(wanted) < np.inf:
                 change = max(change, abs(wanted - prices[j]))
@@ -58,7 +59,7 @@ def first_prices(
         if change <= 0.02 * scale:
             break
     if floor > -np.inf:
-        prices -= prices.min()
+        lower_to_zero(prices)
     return prices
 
 
@@ -146,7 +147,7 @@ def balance(
     size = excess.size
     distance, previous, done = np.empty(size), np.empty(size, np.int64), np.empty(size, np.bool_)
     path, moved = np.empty(size, np.int64), np.empty(size, np.int64)
-    while excess.max() > 0:
+    while largest(excess) > 0:
         end = _shortest_path(costs, potentials, excess, distance, previous, done)
         if end < 0:
             return False
@@ -174,7 +175,7 @@ def balance(
                     seen = seen or moved[other] == i
                 if not seen:
                     moved[count] = i
-                    old[count] = hold[i]
+                    copy(hold[i], old[count])
                     count += 1
         for step in range(length):
             a, b = path[step + 1], path[step]

@@ -3,6 +3,7 @@
 import numpy as np
 
 from prob_moe.numerics._compiled import kernel
+from prob_moe.numerics._vectors import largest, select, smallest
 from prob_moe.numerics.assignment._choice import choose, choose_with_margin
 from prob_moe.numerics.assignment._pricing import first_prices, gather_columns, sweep
 
@@ -23,10 +24,11 @@ def _targets(room: np.ndarray, share: float) -> np.ndarray:
 
 @kernel
 def _improve_on_samples(
-    scores: np.ndarray, rows: np.ndarray, room: np.ndarray, floor: float
-) -> tuple[np.ndarray, float, bool]:
-    """Prices after all samples, the last change of a price, and whether the last sample held all rows."""
-    prices, spread, width, step = room * 0.0, 0.0, 0.0, 2
+    scores: np.ndarray, rows: np.ndarray, room: np.ndarray, floor: float, prices: np.ndarray
+) -> tuple[float, bool]:
+    """Write ``prices`` after all samples; returns what to expect of their next change, and whether the last sample held
+    all rows."""
+    spread, width, step = 0.0, 0.0, 2
     for per_expert, sweeps in _SAMPLES:
         if step == 1:
             break
@@ -36,7 +38,7 @@ def _improve_on_samples(
             step = 1  # too few rows for a sample to save anything
         columns = gather_columns(scores, rows, step)
         if first:
-            prices, spread = first_prices(columns)
+            spread = first_prices(columns, prices)
             width = spread / 8
         targets = _targets(room, columns.shape[1] / rows.size)
         for _ in range(sweeps):
@@ -44,7 +46,19 @@ def _improve_on_samples(
             width = 0.25 * change
             if change <= _SETTLED * spread:
                 break
-    return prices, width, step == 1
+    return width, step == 1
+
+
+@kernel
+def _within(rows: np.ndarray, margin: np.ndarray, limit: float) -> np.ndarray:
+    """The rows whose choice beats the second best by no more than this."""
+    found = np.empty(rows.size, np.int64)
+    count = 0
+    for i in rows:
+        if margin[i] <= limit:
+            found[count] = i
+            count += 1
+    return found[:count]
 
 
 @kernel
@@ -55,7 +69,7 @@ def start(
     k = prices.size
     room = capacity.copy()
     floor = 0.0 if rows.size < capacity.sum() else -np.inf
-    prices[:], width, complete = _improve_on_samples(scores, rows, room, floor)
+    width, complete = _improve_on_samples(scores, rows, room, floor, prices)
     if complete:
         return choose(scores, rows, prices, assignment)
 
@@ -65,15 +79,21 @@ def start(
         return False
     for i in rows:
         room[assignment[i]] -= 1
-    contested = 64 * k - 8 * np.minimum(room, 0).sum()
-    order = np.sort(margin[rows[:: max(1, rows.size // 4096)]])
-    limit = order[min(order.size - 1, order.size * contested // rows.size)]
-    open_rows = rows[margin[rows] <= limit]
+    contested = 64 * k
+    for j in range(k):
+        contested -= 8 * min(room[j], 0)
+    stride = max(1, rows.size // 4096)
+    sample = np.empty((rows.size + stride - 1) // stride)
+    for place in range(sample.size):
+        sample[place] = margin[rows[place * stride]]
+    limit = select(sample, min(sample.size - 1, sample.size * contested // rows.size))
+    open_rows = _within(rows, margin, limit)
     for i in open_rows:
         room[assignment[i]] += 1
     columns = gather_columns(scores, open_rows, 1)
     before = prices.copy()
     for _ in range(2):
         width = 0.25 * sweep(columns, prices, _targets(room, 1.0), floor, width)
-    moved = prices - before
-    return choose(scores, rows[margin[rows] <= moved.max() - moved.min()], prices, assignment)
+    for j in range(k):
+        before[j] = prices[j] - before[j]
+    return choose(scores, _within(rows, margin, largest(before) - smallest(before)), prices, assignment)

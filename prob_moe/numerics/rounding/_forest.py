@@ -156,8 +156,8 @@ def finish(
         whose[row] = owner[waiting]
         degree[row] = length[waiting]
         for place in range(length[waiting]):
-            j = columns[waiting, place]
-            used = _insert(row, j, entries[waiting, j], uniforms, used, parent, up, degree, whose, path, out)
+            held = np.int64(columns[waiting, place])  # as below: ``_insert`` is compiled for one type alone
+            used = _insert(row, held, entries[waiting, held], uniforms, used, parent, up, degree, whose, path, out)
         if degree[row] <= 1:
             _close(row, parent, up, whose, out)
 

@@ -75,7 +75,9 @@ def stream(
     """
     k = r.shape[1]
     table = np.full((k + 1, k + 1), -1, dtype=np.int32)
-    free = np.arange(owner.size)[::-1].copy()
+    free = np.empty(owner.size, dtype=np.int64)
+    for slot in range(owner.size):
+        free[slot] = owner.size - 1 - slot
     num_free = owner.size
     mine = np.empty(k + 1)  # the new row: its entries and their columns, outside the table until they are all in
     places = np.empty(k + 1, dtype=np.int64)

@@ -1,4 +1,8 @@
-"""Batches of problems of minimum-variance marginals: for each the solver of one expert per row, or of several."""
+"""Batches of problems of minimum-variance marginals, with one expert per row, or with several.
+
+All take p (b, n, k), and write α (b, n), β (b, k), r (b, n, k), Σ p²/r and its gap (b,). Two kernels: nobody waits for
+the compilation of what he does not ask for.
+"""
 
 import numpy as np
 
@@ -12,7 +16,6 @@ def solve_marginals(
     p: np.ndarray,
     present: np.ndarray,
     capacity: np.ndarray,
-    picks: int | None,
     alpha: np.ndarray,
     beta: np.ndarray,
     r: np.ndarray,
@@ -21,17 +24,28 @@ def solve_marginals(
     tolerance: float,
     max_steps: int,
 ) -> None:
-    """
-    All problems of a batch: p (b, n, k) in; α (b, n), β (b, k), r (b, n, k), Σ p²/r and its gap (b,) out.
-
-    :param picks: experts of every row; None for one. Numba compiles what it needs for either.
-    """
     for b in range(p.shape[0]):
-        if picks is None:
-            dual, _ = solve_prices(p[b], present[b], capacity[b], alpha[b], beta[b], tolerance, max_steps)
-            objective[b] = feasible_marginals(p[b], present[b], capacity[b], alpha[b], beta[b], r[b])
-            gap[b] = max(objective[b] - dual, 0.0)
-        else:
-            objective[b], gap[b] = solve_selected(
-                p[b], present[b], capacity[b], picks, alpha[b], beta[b], r[b], tolerance, max_steps
-            )
+        dual, _ = solve_prices(p[b], present[b], capacity[b], alpha[b], beta[b], tolerance, max_steps)
+        objective[b] = feasible_marginals(p[b], present[b], capacity[b], alpha[b], beta[b], r[b])
+        gap[b] = max(objective[b] - dual, 0.0)
+
+
+@batch_kernel
+def solve_selected_marginals(
+    p: np.ndarray,
+    present: np.ndarray,
+    capacity: np.ndarray,
+    picks: int,
+    alpha: np.ndarray,
+    beta: np.ndarray,
+    r: np.ndarray,
+    objective: np.ndarray,
+    gap: np.ndarray,
+    tolerance: float,
+    max_steps: int,
+) -> None:
+    """:param picks: experts of every row; α and r hold their optimum without capacity before."""
+    for b in range(p.shape[0]):
+        objective[b], gap[b] = solve_selected(
+            p[b], present[b], capacity[b], picks, alpha[b], beta[b], r[b], tolerance, max_steps
+        )

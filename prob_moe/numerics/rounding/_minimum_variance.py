@@ -17,6 +17,7 @@ import math
 import numpy as np
 
 from prob_moe.numerics._compiled import kernel
+from prob_moe.numerics._vectors import copy, largest, smallest
 from prob_moe.numerics.rounding._cholesky import solve_positive
 
 # Lets sums over experts vectorise; keeps nan and inf honest. So does numpy's division, which looks at no divisor.
@@ -24,6 +25,7 @@ FAST = {"reassoc", "contract", "arcp", "nsz"}
 BLOCK = 4  # rows that are added to the Hessian at once: each of its entries is read and written once for them all
 COLD_BARRIER, WARM_BARRIER = 1e-2, 1e-4
 LOOSE = 1e-4  # tolerance from which on a rough curvature serves as well
+MOST_FAILURES = 20  # trials of a step, shorter and shorter, after which rounding is all that is left
 TO_BOUNDARY = 0.99  # largest part of a price that one step may take away
 
 
@@ -136,9 +138,10 @@ def _evaluate(
             waiting = 0
     block[waiting:] = 0.0
     add_curvature(block, totals, hessian)
-    if stride > 1:
-        hessian *= stride
-        drift *= stride
+    for j in range(k):
+        drift[j] *= stride
+        for m in range(j + 1):
+            hessian[j, m] *= stride
     return dual, logs
 
 
@@ -160,24 +163,44 @@ def solve_prices(
     load, trial_load = np.zeros(k), np.empty(k)
     hessian, trial_hessian = np.empty((k, k)), np.empty((k, k))
     drift, trial_drift = np.empty(k), np.empty(k)
-    gradient, step, trial = np.empty(k), np.empty(k), np.empty(k)
+    gradient, step, trial = np.empty(k), np.zeros(k), np.empty(k)
     for i in range(p.shape[0]):
         for j in range(k):
             load[j] += p[i, j]
-    if load.max() <= capacity * (1.0 + 1e-12):  # the router is balanced as it is: r = p, weights exactly 1
+    if largest(load) <= capacity * (1.0 + 1e-12):  # the router is balanced as it is: r = p, weights exactly 1
         alpha[:] = 1.0
         beta[:] = 0.0
         return float(present.sum()), 0
     stride = rows_per_curvature(p.shape[0], k, tolerance)
-    cold = beta.min() < 0.0
+    cold = smallest(beta) < 0.0
     mu = COLD_BARRIER if cold else max(WARM_BARRIER, tolerance)
     for j in range(k):  # the cold start is exact where all α_i = 1
         beta[j] = max((load[j] / capacity) ** 2 - 1.0, mu) if cold else max(beta[j], mu / capacity)
     trial_alpha = alpha.copy()
-    dual, logs = _evaluate(p, present, beta, capacity, mu, alpha, load, hessian, drift, stride)
-    evaluations = 1
-    solved_mu = mu
-    while evaluations < max_steps:
+    dual, reached, decrement, size = 0.0, -np.inf, 0.0, 0.0  # the first trial is the start itself
+    evaluations = failures = 0
+    while failures < MOST_FAILURES:
+        for j in range(k):
+            trial[j] = beta[j] + size * step[j]
+        copy(alpha, trial_alpha)
+        trial_dual, trial_logs = _evaluate(  # called at one place alone: its code stands at each
+            p, present, trial, capacity, mu, trial_alpha, trial_load, trial_hessian, trial_drift, stride
+        )
+        evaluations += 1
+        if not trial_dual + mu * trial_logs >= reached + 1e-4 * size * decrement - 1e-12 * abs(dual):
+            size *= 0.3
+            failures += 1
+            continue
+        copy(trial, beta)
+        copy(trial_alpha, alpha)
+        load, trial_load = trial_load, load
+        hessian, trial_hessian = trial_hessian, hessian
+        drift, trial_drift = trial_drift, drift
+        dual, logs, solved_mu, failures = trial_dual, trial_logs, mu, 0
+        if size > 0.6:
+            mu = max(tolerance, min(0.02 * mu, mu**1.7))
+        if evaluations >= max_steps:
+            break
         decrement = 0.0
         excess = 0.0
         size = 1.0
@@ -192,29 +215,7 @@ def solve_prices(
                 size = min(size, -TO_BOUNDARY * beta[j] / step[j])
         if mu <= tolerance and excess <= 30.0 * tolerance and decrement <= 0.05 * tolerance * abs(dual):
             break
-        accepted = False
-        for _ in range(20):
-            trial[:] = beta + size * step
-            trial_alpha[:] = alpha
-            trial_dual, trial_logs = _evaluate(
-                p, present, trial, capacity, mu, trial_alpha, trial_load, trial_hessian, trial_drift, stride
-            )
-            evaluations += 1
-            wanted = dual + mu * logs + 1e-4 * size * decrement
-            if trial_dual + mu * trial_logs >= wanted - 1e-12 * abs(dual):
-                accepted = True
-                break
-            size *= 0.3
-        if not accepted:
-            break
-        beta[:] = trial
-        alpha[:] = trial_alpha
-        load, trial_load = trial_load, load
-        hessian, trial_hessian = trial_hessian, hessian
-        drift, trial_drift = trial_drift, drift
-        dual, logs, solved_mu = trial_dual, trial_logs, mu
-        if size > 0.6:
-            mu = max(tolerance, min(0.02 * mu, mu**1.7))
+        reached = dual + mu * logs
     return dual, evaluations
 
 

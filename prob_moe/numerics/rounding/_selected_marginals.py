@@ -15,6 +15,7 @@ Wright 1997, "Primal-dual interior-point methods", chapters 5 and 6; Nesterov & 
 import numpy as np
 
 from prob_moe.numerics._compiled import kernel
+from prob_moe.numerics._vectors import largest
 from prob_moe.numerics.rounding._cholesky import solve_positive
 from prob_moe.numerics.rounding._minimum_variance import FAST
 
@@ -165,6 +166,29 @@ def pin_constants(hessian: np.ndarray, group: np.ndarray) -> None:
 
 
 @kernel
+def _inner(a: np.ndarray, b: np.ndarray) -> float:
+    total = 0.0
+    for i in range(a.size):
+        total += a[i] * b[i]
+    return total
+
+
+@kernel
+def _outside(values: np.ndarray, slack: np.ndarray, bounds: np.ndarray) -> float:
+    """By how much a value and its slack miss their bound at most, in units of the largest bound."""
+    worst = 0.0
+    for i in range(values.size):
+        worst = max(worst, abs(values[i] + slack[i] - bounds[i]))
+    return worst / largest(bounds)
+
+
+@kernel
+def _move(values: np.ndarray, step: np.ndarray, size: float) -> None:
+    for i in range(values.size):
+        values[i] += size * step[i]
+
+
+@kernel
 def interior_point(
     p: np.ndarray,
     sums: np.ndarray,
@@ -186,7 +210,10 @@ def interior_point(
     rows, load = np.empty(n), np.empty(k)
     z, g = np.ones((n, k)), np.ones((n, k))
     value, _ = _sums(p, r, z, g, rows, load)
-    allowed = (p > 0.0).sum()
+    allowed = 0
+    for i in range(n):
+        for j in range(k):
+            allowed += p[i, j] > 0.0
     mu = value / allowed
     for i in range(n):
         for j in range(k):
@@ -195,8 +222,9 @@ def interior_point(
     v, stiffness, lack = np.zeros(n), np.zeros(n), np.empty(n)
     u, v_step, u_step = np.zeros(k), np.zeros(n), np.zeros(k)
     if not exact_rows:
-        alpha[:] = np.maximum(alpha, mu / np.maximum(sums - rows, 0.1 * sums))
-        v[:] = mu / alpha
+        for i in range(n):
+            alpha[i] = max(alpha[i], mu / max(sums[i] - rows[i], 0.1 * sums[i]))
+            v[i] = mu / alpha[i]
     for j in range(k):
         if not full[j]:
             beta[j] = max(beta[j], mu / max(slots[j] - load[j], 0.1 * slots[j], 1e-3))
@@ -208,22 +236,25 @@ def interior_point(
         value, slack = _sums(p, r, z, g, rows, load)
         terms = 2.0 * allowed
         if not exact_rows:
-            slack += (v * alpha).sum()
+            slack += _inner(v, alpha)
             terms += n
-        slack += (u * beta).sum()
-        terms += k - full.sum()
-        outside = max(np.abs(rows + v - sums).max() / sums.max(), np.abs(load + u - slots).max() / slots.max())
+        slack += _inner(u, beta)
+        for j in range(k):
+            terms += not full[j]
+        outside = max(_outside(rows, v, sums), _outside(load, u, slots))
         if slack <= tolerance * value and outside <= max(1e-7, tolerance):
             return steps
         if steps > 0:
             centring = max(0.05, min((1.0 - size) ** 2, 0.7))
         mu = centring * slack / terms
-        lack[:] = sums - rows
-        if not exact_rows:
-            stiffness[:] = v / alpha
-            lack -= mu / alpha
+        for i in range(n):
+            lack[i] = sums[i] - rows[i]
+            if not exact_rows:
+                stiffness[i] = v[i] / alpha[i]
+                lack[i] -= mu / alpha[i]
         _eliminate_rows(p, r, z, g, alpha, beta, lack, stiffness, mu, hessian, rhs, weight, shift)
-        rhs -= slots - load
+        for j in range(k):
+            rhs[j] -= slots[j] - load[j]
         pin_constants(hessian, full)
         for j in range(k):
             if not full[j]:
@@ -232,8 +263,9 @@ def interior_point(
         solve_positive(hessian, rhs, beta_step)
         fastest = _entry_steps(p, r, z, g, alpha, beta, mu, weight, shift, beta_step, r_step, alpha_step)
         if not exact_rows:
-            v_step[:] = mu / alpha - v - v / alpha * alpha_step
-            fastest = max(fastest, (-v_step / v).max(), (-alpha_step / alpha).max())
+            for i in range(n):
+                v_step[i] = mu / alpha[i] - v[i] - v[i] / alpha[i] * alpha_step[i]
+                fastest = max(fastest, -v_step[i] / v[i], -alpha_step[i] / alpha[i])
         for j in range(k):
             if not full[j]:
                 u_step[j] = mu / beta[j] - u[j] - u[j] / beta[j] * beta_step[j]
@@ -242,8 +274,8 @@ def interior_point(
             return steps
         size = min(1.0, TO_BOUNDARY / fastest)
         _move_entries(p, r, z, g, r_step, mu, size)
-        alpha += size * alpha_step
-        beta += size * beta_step
-        v += size * v_step
-        u += size * u_step
+        _move(alpha, alpha_step, size)
+        _move(beta, beta_step, size)
+        _move(v, v_step, size)
+        _move(u, u_step, size)
     return max_steps

@@ -16,10 +16,12 @@ import math
 import numpy as np
 
 from prob_moe.numerics._compiled import kernel
+from prob_moe.numerics._vectors import copy
 from prob_moe.numerics.rounding._cholesky import solve_positive
 from prob_moe.numerics.rounding._minimum_variance import BLOCK, FAST, add_curvature
 
 AT_BOUND = 0.1  # part of its curvature that an entry at its bound is credited with
+MOST_FAILURES = 6  # trials of a step, shorter and shorter, after which this way has stalled
 LEAST = 1e-300  # of a price under a root, where an expert is forbidden
 
 
@@ -42,7 +44,9 @@ def _row_price(p: np.ndarray, beta: np.ndarray, wanted: float, start: float) -> 
             low = max(low, turn if turn < previous else -np.inf)
         previous = low
     if not low > -np.inf:  # fewer different ones than that
-        low = -beta.max()
+        low = np.inf
+        for j in range(p.size):
+            low = min(low, -beta[j])
     alpha = min(max(start, low), high)
     for _ in range(40):
         ones, free, slope = 0.0, 0.0, 0.0
@@ -85,7 +89,9 @@ def _evaluate(
     block = np.zeros((BLOCK, k))
     totals = np.ones(BLOCK)
     waiting = 0
-    dual = -(slots * beta).sum()
+    dual = 0.0
+    for j in range(k):
+        dual -= slots[j] * beta[j]
     for i in range(n):
         a = _row_price(p[i], beta, sums[i], alpha[i])
         alpha[i] = a
@@ -109,7 +115,9 @@ def _evaluate(
                 waiting = 0
     block[waiting:] = 0.0
     add_curvature(block, totals, hessian)
-    hessian *= stride
+    for j in range(k):
+        for m in range(j + 1):
+            hessian[j, m] *= stride
     return dual
 
 
@@ -128,44 +136,49 @@ def approach_prices(
     k = p.shape[1]
     load, trial_load = np.empty(k), np.empty(k)
     hessian, trial_hessian = np.empty((k, k)), np.empty((k, k))
-    gradient, step, trial, trial_alpha = np.empty(k), np.empty(k), np.empty(k), alpha.copy()
-    dual = _evaluate(p, sums, slots, beta, alpha, load, hessian, stride)
-    evaluations = 1
-    while evaluations < max_steps:
-        gradient[:] = load - slots
-        largest, overload = 0.0, 0.0
+    gradient, step, trial, trial_alpha = np.zeros(k), np.zeros(k), np.empty(k), alpha.copy()
+    dual, reached, size = 0.0, -np.inf, 0.0  # the first trial is the start itself
+    evaluations = failures = 0
+    while failures < MOST_FAILURES:
+        gain = 0.0
         for j in range(k):
-            largest = max(largest, hessian[j, j])
+            trial[j] = max(0.0, beta[j] + size * step[j]) if evaluations > 0 else beta[j]
+            gain += gradient[j] * (trial[j] - beta[j])
+        copy(alpha, trial_alpha)
+        # Called at one place alone: its code stands at each.
+        trial_dual = _evaluate(p, sums, slots, trial, trial_alpha, trial_load, trial_hessian, stride)
+        evaluations += 1
+        if not trial_dual >= reached + 1e-4 * gain - 1e-12 * abs(dual):
+            size *= 0.3
+            failures += 1
+            continue
+        copy(trial, beta)
+        copy(trial_alpha, alpha)
+        load, trial_load = trial_load, load
+        hessian, trial_hessian = trial_hessian, hessian
+        dual = reached = trial_dual
+        if evaluations >= max_steps:
+            return
+        top, overload, failures = 0.0, 0.0, 0
+        for j in range(k):
+            gradient[j] = load[j] - slots[j]
+            top = max(top, hessian[j, j])
             overload = max(overload, gradient[j] / max(slots[j], 1.0))
         for j in range(k):
             if beta[j] <= 0.0 and gradient[j] <= 0.0:  # stays at its bound
                 hessian[j, :j] = 0.0
                 hessian[j + 1 :, j] = 0.0
                 gradient[j] = 0.0
-                hessian[j, j] = largest
+                hessian[j, j] = top
             else:
-                hessian[j, j] += 1e-9 * largest
+                hessian[j, j] += 1e-9 * top
         solve_positive(hessian, gradient, step)
-        if overload <= 30.0 * tolerance and (gradient * step).sum() <= 0.05 * tolerance * abs(dual):
+        decrement = 0.0
+        for j in range(k):
+            decrement += gradient[j] * step[j]
+        if overload <= 30.0 * tolerance and decrement <= 0.05 * tolerance * abs(dual):
             return
         size = 1.0
-        accepted = False
-        for _ in range(6):
-            trial[:] = np.maximum(0.0, beta + size * step)
-            trial_alpha[:] = alpha
-            trial_dual = _evaluate(p, sums, slots, trial, trial_alpha, trial_load, trial_hessian, stride)
-            evaluations += 1
-            if trial_dual >= dual + 1e-4 * (gradient * (trial - beta)).sum() - 1e-12 * abs(dual):
-                accepted = True
-                break
-            size *= 0.3
-        if not accepted:
-            return
-        beta[:] = trial
-        alpha[:] = trial_alpha
-        load, trial_load = trial_load, load
-        hessian, trial_hessian = trial_hessian, hessian
-        dual = trial_dual
 
 
 @kernel(fastmath=FAST, error_model="numpy")

@@ -38,21 +38,27 @@ def exact_sums(r: np.ndarray, sums: np.ndarray, slots: np.ndarray, full: np.ndar
     n, k = r.shape
     load, lack, gain, target = np.empty(k), np.empty(n), np.empty(k), np.empty(k)
     hessian, x, y, weight = np.empty((k, k)), np.empty(k), np.empty(n), np.empty(n)
+    open_columns = np.empty(k, np.bool_)
+    for j in range(k):
+        open_columns[j] = not full[j]
     previous = np.inf
     for _ in range(60):
         load[:] = 0.0
-        for i in range(n):
-            load += r[i]
         worst = 0.0
         for i in range(n):
-            lack[i] = sums[i] - r[i].sum()
+            total = 0.0
+            for j in range(k):
+                load[j] += r[i, j]
+                total += r[i, j]
+            lack[i] = sums[i] - total
             worst = max(worst, abs(lack[i]) / sums[i])
         for j in range(k):
             worst = max(worst, (load[j] - slots[j]) / max(slots[j], 1.0))
         if worst <= 1e-15 * k or (worst <= 1e-12 and worst > 0.5 * previous):  # the rest is rounding
             break
         previous = worst
-        target[:] = np.where(full, slots, np.minimum(load, slots))
+        for j in range(k):
+            target[j] = slots[j] if full[j] else min(load[j], slots[j])
         missing = sums.sum() - target.sum()
         room, others = 0.0, 1e-300
         for j in range(k):
@@ -63,10 +69,11 @@ def exact_sums(r: np.ndarray, sums: np.ndarray, slots: np.ndarray, full: np.ndar
                 target[j] += (slots[j] - target[j]) * min(1.0, missing / max(room, 1e-300))
             elif missing < 0.0 and not full[j]:
                 target[j] *= 1.0 + missing / others
-        gain[:] = target - load
+        for j in range(k):
+            gain[j] = target[j] - load[j]
         _curvature(r, lack, hessian, gain, weight)
         pin_constants(hessian, full)
-        pin_constants(hessian, ~full)
+        pin_constants(hessian, open_columns)
         solve_positive(hessian, gain, x)
         reach = 0.0
         for i in range(n):
@@ -96,8 +103,12 @@ def within_bounds(r: np.ndarray, sums: np.ndarray, slots: np.ndarray) -> None:
             r[i, j] = min(r[i, j], 1.0)
             total += r[i, j]
         if total > sums[i]:
-            r[i] *= sums[i] / total
+            for j in range(k):
+                r[i, j] *= sums[i] / total
     for j in range(k):
-        total = r[:, j].sum()
+        total = 0.0
+        for i in range(n):
+            total += r[i, j]
         if total > slots[j]:
-            r[:, j] *= slots[j] / total
+            for i in range(n):
+                r[i, j] *= slots[j] / total

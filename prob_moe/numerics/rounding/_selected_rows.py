@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from prob_moe.numerics._compiled import kernel
+from prob_moe.numerics._vectors import copy, largest, select, smallest
 from prob_moe.numerics.assignment._several import _hold_best, balance, first_prices
 from prob_moe.numerics.rounding._minimum_variance import FAST, LOOSE, rows_per_curvature
 from prob_moe.numerics.rounding._selected_marginals import interior_point
@@ -29,9 +30,13 @@ def _structure(p: np.ndarray, wanted: np.ndarray, slots: np.ndarray, certain: np
     n, k = p.shape
     certain[:] = False
     full[:] = wanted.sum() == slots.sum()
-    if not (p == 0.0).any() and slots.min() == slots.max():
+    scores, forbids = np.empty((n, k)), False
+    for i in range(n):
+        for j in range(k):
+            forbids |= p[i, j] == 0.0
+            scores[i, j] = 0.0 if p[i, j] > 0.0 else -np.inf
+    if not forbids and smallest(slots) == largest(slots):
         return bool(wanted.sum() <= slots.sum())  # the even one
-    scores = np.where(p > 0.0, 0.0, -np.inf)
     rows = np.arange(n)
     hold = np.zeros((n, k), np.bool_)
     prices = first_prices(scores, rows, wanted, slots, 0.0)
@@ -40,7 +45,9 @@ def _structure(p: np.ndarray, wanted: np.ndarray, slots: np.ndarray, certain: np
         scores, rows, hold, slots, prices, costs, movers
     ):
         return False
-    reach = np.eye(k) > 0.0  # whether a place at a can be had by exchanges that begin with one more at b: reach[b, a]
+    reach = np.zeros((k, k), np.bool_)  # [b, a]: whether exchanges that begin with one more at b make a place at a
+    for a in range(k):
+        reach[a, a] = True
     room = slots.copy()
     for i in range(n):
         for a in range(k):
@@ -51,7 +58,8 @@ def _structure(p: np.ndarray, wanted: np.ndarray, slots: np.ndarray, certain: np
     for j in range(k):
         for a in range(k):
             if reach[a, j]:
-                reach[a] |= reach[j]
+                for b in range(k):
+                    reach[a, b] |= reach[j, b]
     for a in range(k):
         full[a] = True
         for b in range(k):
@@ -73,6 +81,14 @@ def _structure(p: np.ndarray, wanted: np.ndarray, slots: np.ndarray, certain: np
 
 
 @kernel
+def _num_allowed(p: np.ndarray) -> int:
+    count = 0
+    for j in range(p.size):
+        count += p[j] > 0.0
+    return count
+
+
+@kernel
 def _start(
     p: np.ndarray, sums: np.ndarray, slots: np.ndarray, r: np.ndarray, alpha: np.ndarray, beta: np.ndarray
 ) -> None:
@@ -80,7 +96,7 @@ def _start(
     n, k = p.shape
     load = np.zeros(k)
     for i in range(n):
-        allowed = (p[i] > 0.0).sum()
+        allowed = _num_allowed(p[i])
         even = min(0.9, sums[i] / allowed)
         price = alpha[i]
         for j in range(k):
@@ -90,15 +106,18 @@ def _start(
                 load[j] += r[i, j]
             else:
                 r[i, j] = 0.5
-    middle = np.median(alpha)
+    sorted_once = alpha.copy()  # the median
+    middle = 0.5 * (select(sorted_once, n // 2) + select(sorted_once, (n - 1) // 2))
     for j in range(k):
-        beta[j] = max((load[j] / slots[j]) ** 2 - 1.0, 0.0) * middle
+        beta[j] = max((load[j] / max(slots[j], 0.5)) ** 2 - 1.0, 0.0) * middle
 
 
 @kernel(fastmath=FAST, error_model="numpy")
 def _dual(p: np.ndarray, sums: np.ndarray, slots: np.ndarray, alpha: np.ndarray, beta: np.ndarray) -> float:
     """The dual value: no feasible r has a smaller Σ p²/r."""
-    value = -(slots * beta).sum()
+    value = 0.0
+    for j in range(beta.size):
+        value -= slots[j] * beta[j]
     for i in range(p.shape[0]):
         value -= sums[i] * alpha[i]
         for j in range(p.shape[1]):
@@ -139,19 +158,24 @@ def _by_prices(
     approach_prices(p, sums, slots, row_prices, prices, tolerance, min(QUICK_STEPS, max_steps), stride)
     marginals_at(p, row_prices, prices, MOST, found)
     exact_sums(found, sums, slots, full)
-    for i in range(n):
-        if not abs(found[i].sum() - sums[i]) <= 1e-9:
-            return False
     load = np.zeros(k)
     for i in range(n):
-        load += found[i]
+        total = 0.0
+        for j in range(k):
+            total += found[i, j]
+            load[j] += found[i, j]
+        if not abs(total - sums[i]) <= 1e-9:
+            return False
     for j in range(k):
         if not load[j] - slots[j] <= 1e-9 * max(slots[j], 1.0):
             return False
     moment = _second_moment(p, found)
     if not moment - _dual(p, sums, slots, row_prices, prices) <= 2.0 * tolerance * moment:
         return False
-    r[:], alpha[:], beta[:] = found, row_prices, prices
+    for i in range(n):
+        copy(found[i], r[i])
+    copy(row_prices, alpha)
+    copy(prices, beta)
     return True
 
 
@@ -173,9 +197,10 @@ def solve_selected(
     """
     n, k = p.shape
     load = np.zeros(k)
-    for j in range(k):
-        load[j] = r[:, j].sum()
-    if load.max() <= capacity * (1.0 + 1e-12):  # nobody has to give way
+    for i in range(n):
+        for j in range(k):
+            load[j] += r[i, j]
+    if largest(load) <= capacity * (1.0 + 1e-12):  # nobody has to give way
         beta[:] = 0.0
         return _second_moment(p, r), 0.0
     # Rows that take all experts which they are allowed are settled, if everybody can have what he wants.
@@ -185,15 +210,16 @@ def solve_selected(
     count = 0
     for i in range(n):
         if present[i]:
-            allowed = (p[i] > 0.0).sum()
+            allowed = _num_allowed(p[i])
             total += min(allowed, picks)
             if allowed <= picks:
-                slots -= p[i] > 0.0
+                for j in range(k):
+                    slots[j] -= p[i, j] > 0.0
             else:
                 rows[count] = i
                 count += 1
     rows = rows[:count]
-    exact = total <= k * capacity and slots.min() >= 0
+    exact = total <= k * capacity and smallest(slots) >= 0
     sums = np.full(count, picks)
     certain, full = np.zeros((count, k), np.bool_), np.zeros(k, np.bool_)
     if exact:
@@ -201,10 +227,11 @@ def solve_selected(
     if exact:
         free = np.zeros(count, np.bool_)
         for place in range(count):
-            sums[place] -= certain[place].sum()
-            slots -= certain[place]
+            for j in range(k):
+                sums[place] -= certain[place, j]
+                slots[j] -= certain[place, j]
+                r[rows[place], j] = 1.0 if certain[place, j] else 0.0
             free[place] = sums[place] > 0
-            r[rows[place]] = np.where(certain[place], 1.0, 0.0)
         rows, sums, certain = rows[free], sums[free], certain[free]
     else:
         slots[:] = capacity
@@ -213,34 +240,47 @@ def solve_selected(
         full[:] = False
     count = rows.size
     room, wanted = slots.astype(np.float64), sums.astype(np.float64)
-    q = np.where(certain, 0.0, p[rows])
+    q = p[rows]
+    for place in range(count):
+        for j in range(k):
+            if certain[place, j]:
+                q[place, j] = 0.0
     inner, row_prices, warm = np.empty((count, k)), alpha[rows], beta.copy()
-    _start(q, wanted, np.maximum(room, 0.5), inner, row_prices, beta)
-    if warm.min() >= 0.0:
-        beta[:] = warm
+    _start(q, wanted, room, inner, row_prices, beta)
+    if smallest(warm) >= 0.0:
+        copy(warm, beta)
     quick = exact and tolerance >= LOOSE
     if not (quick and _by_prices(q, wanted, room, full, inner, row_prices, beta, tolerance, max_steps)):
         least = max(tolerance, LEAST_TOLERANCE)
         interior_point(q, wanted, room, exact, full, inner, row_prices, beta, least, max_steps)
     if full.any():  # one price is free among full experts and their rows: the cheapest of them costs nothing
-        lowest = beta[full].min()
+        lowest = np.inf
+        for j in range(k):
+            if full[j]:
+                lowest = min(lowest, beta[j])
         for place in range(count):
             for j in range(k):
                 if full[j] and q[place, j] > 0.0:
                     row_prices[place] += lowest
                     break
-        beta -= np.where(full, lowest, 0.0)
-    inner *= q > 0.0
+        for j in range(k):
+            if full[j]:
+                beta[j] -= lowest
+    for place in range(count):
+        for j in range(k):
+            if not q[place, j] > 0.0:
+                inner[place, j] = 0.0
     if exact:
         exact_sums(inner, wanted, room, full)
     within_bounds(inner, wanted, room)
     gap = max(_second_moment(q, inner) - _dual(q, wanted, room, row_prices, beta), 0.0)
     for place in range(count):
-        r[rows[place]] = inner[place] + certain[place]
+        for j in range(k):
+            r[rows[place], j] = inner[place, j] + certain[place, j]
         alpha[rows[place]] = row_prices[place]
     if exact:
         for i in range(n):
-            if present[i] and (p[i] > 0.0).sum() <= picks:  # settled: any low enough price will do
+            if present[i] and _num_allowed(p[i]) <= picks:  # settled: any low enough price will do
                 lowest = np.inf
                 for j in range(k):
                     if p[i, j] > 0.0:

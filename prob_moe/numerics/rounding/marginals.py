@@ -13,7 +13,7 @@ from torch import Tensor
 from prob_moe._transforms import without_derivative
 from prob_moe.numerics._capacity import capacity_of_problems
 from prob_moe.numerics._compiled import leaves_torch
-from prob_moe.numerics.rounding._marginals_batch import solve_marginals
+from prob_moe.numerics.rounding._marginals_batch import solve_marginals, solve_selected_marginals
 from prob_moe.numerics.rounding._row_marginals import row_marginals
 
 LEAST_PROBABILITY = 1e-150  # its square is a number still: of an expert that the logits allow
@@ -130,7 +130,10 @@ def minimum_variance_marginals(
         problem = p.reshape(-1, n, k).numpy(), rows.reshape(-1, n).numpy(), slots.cpu().reshape(-1).contiguous().numpy()
         prices = alpha.view(-1, n).numpy(), beta.view(-1, k).numpy()
         result = r.view(-1, n, k).numpy(), objective.view(-1).numpy(), gap.view(-1).numpy()
-        solve_marginals(*problem, None if picks == 1 else picks, *prices, *result, tolerance, max_steps)
+        if picks == 1:
+            solve_marginals(*problem, *prices, *result, tolerance, max_steps)
+        else:
+            solve_selected_marginals(*problem, picks, *prices, *result, tolerance, max_steps)
     alpha.masked_fill_(~rows, 0.0)
     found = (value.to(logits.device, _result_dtype(logits)) for value in (alpha, beta, objective, gap))
     return MinimumVarianceMarginals(r.to(logits.device), *found)
