@@ -1,4 +1,4 @@
-"""How long a fresh process waits for its first result: each procedure with an empty cache of kernels, and with a full one.
+"""How long a fresh process waits for its first result, with an empty cache of kernels and with a full one.
 
 ``python -m tests.benchmarks.first_call`` prints processor time, which other programs do not prolong. It begins when
 torch, pyro and prob_moe are imported, whose own times stand below the table. Kernels are compiled on one thread.

@@ -91,14 +91,13 @@ def _threshold(bids: np.ndarray, target: int, floor: float, guess: float, width:
     for _ in range(6):
         if low_count > target >= high_count:
             break
-        if high_count > target:
-            low, low_count = high, high_count
-            high += width
-            high_count = _count_above(bids, high)
+        upwards = high_count > target
+        edge = high + width if upwards else low - width
+        count = _count_above(bids, edge)
+        if upwards:
+            low, low_count, high, high_count = high, high_count, edge, count
         else:
-            high, high_count = low, low_count
-            low -= width
-            low_count = _count_above(bids, low)
+            low, low_count, high, high_count = edge, count, low, low_count
         width *= 2
     if not (low_count > target >= high_count):
         low, high = _finite_range(bids)
