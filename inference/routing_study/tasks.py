@@ -185,8 +185,8 @@ _TABLE: dict[str, Any] = {
 TASKS = (
     Task(partial(ToyRun, break_at=0.5), num_experts=2, cost=Cost(2.0, 0.035), arms=MANY, **_LINE),
     Task(partial(PiecesRun, num_pieces=2), num_experts=2, cost=Cost(2.0, 0.035), arms=FEW, **_LINE),
-    Task(partial(PiecesRun, num_pieces=4), num_experts=4, cost=Cost(2.2, 0.08), **_LINE),
-    Task(partial(TwinsRun, num_pieces=4), num_experts=4, cost=Cost(2.2, 0.08), arms=FEW, **_LINE),
+    Task(partial(PiecesRun, num_pieces=4), num_experts=4, cost=Cost(2.2, 0.15), **_LINE | {"num_seeds": 32}),
+    Task(partial(TwinsRun, num_pieces=4), num_experts=4, cost=Cost(2.2, 0.15), arms=FEW, **_LINE | {"num_seeds": 32}),
     Task(
         partial(PiecesRun, num_pieces=8),
         num_experts=8,
