@@ -20,15 +20,15 @@ from prob_moe.experts import BatchedExperts
 from prob_moe.layer import ExpertLayer
 from prob_moe.layer.recording import record_routing
 from prob_moe.layer.replaying import replay_routing
-from prob_moe.rules import SMEAR, BASELayer, HashRouting, LossFreeBias, RoutingRule, SoftMoE, Switch
+from prob_moe.rules import SMEAR, BASELayer, HashRouting, LossFreeBias, RandomRouting, RoutingRule, SoftMoE, Switch
 from tests.layer.cases import DISTRIBUTIONS, RULES, D, K, datapoints, experts_of, layer_of, options_for
 
 every_routing = pytest.mark.parametrize(
     "assignment", [*DISTRIBUTIONS.values(), *RULES.values()], ids=[*DISTRIBUTIONS, *RULES]
 )
 every_distribution = pytest.mark.parametrize("assignment", DISTRIBUTIONS.values(), ids=DISTRIBUTIONS)
-#: what a datapoint gets depends on its companions, in serving too
-MIXES_DATAPOINTS = ("expert choice", "Soft MoE", "SMEAR, shared", "sparse transport")
+#: what a datapoint gets depends on its companions, in serving too; of random routing on its place among them
+MIXES_DATAPOINTS = ("expert choice", "Soft MoE", "SMEAR, shared", "sparse transport", "random")
 
 
 @every_routing
@@ -42,7 +42,7 @@ def test_a_training_step_in_plain_torch(assignment):
     assert routed.loss.shape == (2,)
     loss.backward()
     layer.update()
-    expects_gradient = not isinstance(assignment, HashRouting)
+    expects_gradient = not isinstance(assignment, HashRouting | RandomRouting)
     for name, parameter in layer.named_parameters():
         if expects_gradient or "router" not in name:
             assert parameter.grad is not None, name
