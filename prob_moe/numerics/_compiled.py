@@ -84,7 +84,9 @@ def _warn_uncached(reason: str) -> None:
         _logger.warning(message)
 
 
-def kernel(function: Callable[..., Any] | None = None, *, from_python: bool = False, **options: Any) -> Any:
+def kernel(
+    function: Callable[..., Any] | None = None, *, from_python: bool = False, only_caller: bool = False, **options: Any
+) -> Any:
     """Compile a function at its first call, without the interpreter's lock, and keep it on disk where one can.
 
     With ``fastmath`` it is always put into its callers: its sums have an order that depends on what is around them. The
@@ -93,11 +95,14 @@ def kernel(function: Callable[..., Any] | None = None, *, from_python: bool = Fa
 
     :param from_python: whether it is called from Python, too, and not from kernels alone: the way in takes a tenth of
         the time to compile it.
+    :param only_caller: whether one place alone calls it: it is compiled there and nowhere else, which saves a good part
+        of the time, because a kernel is optimised again with all that it calls.
     :param options: of ``numba.njit``, ``fastmath`` for one.
     """
     if function is None:
-        return functools.partial(kernel, from_python=from_python, **options)
+        return functools.partial(kernel, from_python=from_python, only_caller=only_caller, **options)
     options |= {"no_cpython_wrapper": not from_python, "no_cfunc_wrapper": True}
+    options |= {"inline": "always"} if only_caller else {}
     compiled = numba.njit(nogil=True, forceinline=bool(options.get("fastmath")), **options)(function)
     try:
         compiled._cache = _Cache(function)  # what njit(cache=True) does with numba's own

@@ -33,7 +33,7 @@ def status_before(scores: np.ndarray, rows: np.ndarray, picks: int, capacity: np
     return TOO_MANY if rows.size * picks > capacity.sum() else OPTIMAL
 
 
-@kernel
+@kernel(only_caller=True)
 def solve_one(
     scores: np.ndarray,
     mask: np.ndarray,

@@ -145,7 +145,7 @@ def _evaluate(
     return dual, logs
 
 
-@kernel
+@kernel(only_caller=True)
 def solve_prices(
     p: np.ndarray,
     present: np.ndarray,

@@ -7,7 +7,7 @@ from prob_moe.numerics.rounding._forest import finish
 from prob_moe.numerics.rounding._four_cycles import stream
 
 
-@kernel(from_python=True)
+@kernel(from_python=True, only_caller=True)
 def round_one(r: np.ndarray, order: np.ndarray, uniforms: np.ndarray, tolerance: float, out: np.ndarray) -> None:
     """Round the rows of r (n, k), entries at most 1, in the given order; out (n, k) tells what is selected.
 

@@ -188,7 +188,7 @@ def _move(values: np.ndarray, step: np.ndarray, size: float) -> None:
         values[i] += size * step[i]
 
 
-@kernel
+@kernel(only_caller=True)
 def interior_point(
     p: np.ndarray,
     sums: np.ndarray,

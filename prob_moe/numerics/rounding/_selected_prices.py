@@ -121,7 +121,7 @@ def _evaluate(
     return dual
 
 
-@kernel
+@kernel(only_caller=True)
 def approach_prices(
     p: np.ndarray,
     sums: np.ndarray,

@@ -1,24 +1,25 @@
 """Which rows can have how many experts, and one whole problem of minimum-variance marginals from p to r."""
 
-import math
-
 import numpy as np
 
 from prob_moe.numerics._compiled import kernel
-from prob_moe.numerics._vectors import copy, largest, select, smallest
+from prob_moe.numerics._vectors import copy, largest, smallest
 from prob_moe.numerics.assignment._several import _hold_best, balance, first_prices
-from prob_moe.numerics.rounding._minimum_variance import FAST, LOOSE, rows_per_curvature
 from prob_moe.numerics.rounding._selected_marginals import interior_point
-from prob_moe.numerics.rounding._selected_prices import approach_prices, marginals_at
+from prob_moe.numerics.rounding._selected_problem import (
+    dual_value,
+    first_marginals,
+    fits,
+    free_one_price,
+    num_allowed,
+    second_moment,
+)
 from prob_moe.numerics.rounding._selected_repair import exact_sums, within_bounds
 
-BLEND = 0.4  # part of the start that is even over the experts
-QUICK_STEPS = 12  # evaluations after which the quick way has stalled
-MOST = 1.0 - 1e-6  # that an entry is before the repair, which does not move what is 1
 LEAST_TOLERANCE = 1e-11  # below, rounding undoes in the sums what a step gains
 
 
-@kernel
+@kernel(only_caller=True)
 def _structure(p: np.ndarray, wanted: np.ndarray, slots: np.ndarray, certain: np.ndarray, full: np.ndarray) -> bool:
     """Whether some r with r > 0 wherever p > 0 fills all rows within ``slots``; and what all such r have in common.
 
@@ -80,106 +81,7 @@ def _structure(p: np.ndarray, wanted: np.ndarray, slots: np.ndarray, certain: np
     return True
 
 
-@kernel
-def _num_allowed(p: np.ndarray) -> int:
-    count = 0
-    for j in range(p.size):
-        count += p[j] > 0.0
-    return count
-
-
-@kernel
-def _start(
-    p: np.ndarray, sums: np.ndarray, slots: np.ndarray, r: np.ndarray, alpha: np.ndarray, beta: np.ndarray
-) -> None:
-    """The optimum without capacity, blended with even marginals so that no entry is near a bound."""
-    n, k = p.shape
-    load = np.zeros(k)
-    for i in range(n):
-        allowed = _num_allowed(p[i])
-        even = min(0.9, sums[i] / allowed)
-        price = alpha[i]
-        for j in range(k):
-            if p[i, j] > 0.0:
-                best = min(1.0, p[i, j] / math.sqrt(price)) if price > 0.0 else 1.0
-                r[i, j] = (1.0 - BLEND) * best + BLEND * even
-                load[j] += r[i, j]
-            else:
-                r[i, j] = 0.5
-    sorted_once = alpha.copy()  # the median
-    middle = 0.5 * (select(sorted_once, n // 2) + select(sorted_once, (n - 1) // 2))
-    for j in range(k):
-        beta[j] = max((load[j] / max(slots[j], 0.5)) ** 2 - 1.0, 0.0) * middle
-
-
-@kernel(fastmath=FAST, error_model="numpy")
-def _dual(p: np.ndarray, sums: np.ndarray, slots: np.ndarray, alpha: np.ndarray, beta: np.ndarray) -> float:
-    """The dual value: no feasible r has a smaller Σ p²/r."""
-    value = 0.0
-    for j in range(beta.size):
-        value -= slots[j] * beta[j]
-    for i in range(p.shape[0]):
-        value -= sums[i] * alpha[i]
-        for j in range(p.shape[1]):
-            price = alpha[i] + beta[j]
-            square = p[i, j] * p[i, j]
-            value += 2.0 * math.sqrt(max(price, 0.0)) * p[i, j] if price > square else square + price * (square > 0.0)
-    return value
-
-
-@kernel(fastmath=FAST, error_model="numpy")
-def _second_moment(p: np.ndarray, r: np.ndarray) -> float:
-    value = 0.0
-    for i in range(p.shape[0]):
-        for j in range(p.shape[1]):
-            value += p[i, j] * (p[i, j] / r[i, j]) if r[i, j] > 0.0 else 0.0
-    return value
-
-
-@kernel
-def _by_prices(
-    p: np.ndarray,
-    sums: np.ndarray,
-    slots: np.ndarray,
-    full: np.ndarray,
-    r: np.ndarray,
-    alpha: np.ndarray,
-    beta: np.ndarray,
-    tolerance: float,
-    max_steps: int,
-) -> bool:
-    """The quick way to r, α and β, in place, where all sums can be exact; whether that came near enough to the least.
-
-    Judged by the gap of what the repair left, whatever the prices are. If not, nothing is changed.
-    """
-    n, k = p.shape
-    row_prices, prices, found = alpha.copy(), beta.copy(), np.empty((n, k))
-    stride = rows_per_curvature(n, k, tolerance)
-    approach_prices(p, sums, slots, row_prices, prices, tolerance, min(QUICK_STEPS, max_steps), stride)
-    marginals_at(p, row_prices, prices, MOST, found)
-    exact_sums(found, sums, slots, full)
-    load = np.zeros(k)
-    for i in range(n):
-        total = 0.0
-        for j in range(k):
-            total += found[i, j]
-            load[j] += found[i, j]
-        if not abs(total - sums[i]) <= 1e-9:
-            return False
-    for j in range(k):
-        if not load[j] - slots[j] <= 1e-9 * max(slots[j], 1.0):
-            return False
-    moment = _second_moment(p, found)
-    if not moment - _dual(p, sums, slots, row_prices, prices) <= 2.0 * tolerance * moment:
-        return False
-    for i in range(n):
-        copy(found[i], r[i])
-    copy(row_prices, alpha)
-    copy(prices, beta)
-    return True
-
-
-@kernel
+@kernel(only_caller=True)
 def solve_selected(
     p: np.ndarray,
     present: np.ndarray,
@@ -196,13 +98,9 @@ def solve_selected(
     A negative β asks for the cold start. Returns Σ p²/r, and how far it may be above the least.
     """
     n, k = p.shape
-    load = np.zeros(k)
-    for i in range(n):
-        for j in range(k):
-            load[j] += r[i, j]
-    if largest(load) <= capacity * (1.0 + 1e-12):  # nobody has to give way
+    if fits(r, capacity):
         beta[:] = 0.0
-        return _second_moment(p, r), 0.0
+        return second_moment(p, r), 0.0
     # Rows that take all experts which they are allowed are settled, if everybody can have what he wants.
     slots = np.full(k, capacity)
     total = 0
@@ -210,7 +108,7 @@ def solve_selected(
     count = 0
     for i in range(n):
         if present[i]:
-            allowed = _num_allowed(p[i])
+            allowed = num_allowed(p[i])
             total += min(allowed, picks)
             if allowed <= picks:
                 for j in range(k):
@@ -246,26 +144,13 @@ def solve_selected(
             if certain[place, j]:
                 q[place, j] = 0.0
     inner, row_prices, warm = np.empty((count, k)), alpha[rows], beta.copy()
-    _start(q, wanted, room, inner, row_prices, beta)
+    first_marginals(q, wanted, room, inner, row_prices, beta)
     if smallest(warm) >= 0.0:
         copy(warm, beta)
-    quick = exact and tolerance >= LOOSE
-    if not (quick and _by_prices(q, wanted, room, full, inner, row_prices, beta, tolerance, max_steps)):
-        least = max(tolerance, LEAST_TOLERANCE)
-        interior_point(q, wanted, room, exact, full, inner, row_prices, beta, least, max_steps)
-    if full.any():  # one price is free among full experts and their rows: the cheapest of them costs nothing
-        lowest = np.inf
-        for j in range(k):
-            if full[j]:
-                lowest = min(lowest, beta[j])
-        for place in range(count):
-            for j in range(k):
-                if full[j] and q[place, j] > 0.0:
-                    row_prices[place] += lowest
-                    break
-        for j in range(k):
-            if full[j]:
-                beta[j] -= lowest
+    least = max(tolerance, LEAST_TOLERANCE)
+    interior_point(q, wanted, room, exact, full, inner, row_prices, beta, least, max_steps)
+    if full.any():
+        free_one_price(q, full, row_prices, beta)
     for place in range(count):
         for j in range(k):
             if not q[place, j] > 0.0:
@@ -273,17 +158,17 @@ def solve_selected(
     if exact:
         exact_sums(inner, wanted, room, full)
     within_bounds(inner, wanted, room)
-    gap = max(_second_moment(q, inner) - _dual(q, wanted, room, row_prices, beta), 0.0)
+    gap = max(second_moment(q, inner) - dual_value(q, wanted, room, row_prices, beta), 0.0)
     for place in range(count):
         for j in range(k):
             r[rows[place], j] = inner[place, j] + certain[place, j]
         alpha[rows[place]] = row_prices[place]
     if exact:
         for i in range(n):
-            if present[i] and _num_allowed(p[i]) <= picks:  # settled: any low enough price will do
+            if present[i] and num_allowed(p[i]) <= picks:  # settled: any low enough price will do
                 lowest = np.inf
                 for j in range(k):
                     if p[i, j] > 0.0:
                         lowest = min(lowest, p[i, j] * p[i, j] - beta[j])
                 alpha[i] = lowest if lowest < np.inf else 0.0
-    return _second_moment(p, r), gap
+    return second_moment(p, r), gap

@@ -13,7 +13,12 @@ from torch import Tensor
 from prob_moe._transforms import without_derivative
 from prob_moe.numerics._capacity import capacity_of_problems
 from prob_moe.numerics._compiled import leaves_torch
-from prob_moe.numerics.rounding._marginals_batch import solve_marginals, solve_selected_marginals
+from prob_moe.numerics.rounding._marginals_batch import (
+    solve_marginals,
+    solve_selected_marginals,
+    solve_selected_quickly,
+)
+from prob_moe.numerics.rounding._minimum_variance import LOOSE
 from prob_moe.numerics.rounding._row_marginals import row_marginals
 
 LEAST_PROBABILITY = 1e-150  # its square is a number still: of an expert that the logits allow
@@ -133,7 +138,12 @@ def minimum_variance_marginals(
         if picks == 1:
             solve_marginals(*problem, *prices, *result, tolerance, max_steps)
         else:
-            solve_selected_marginals(*problem, picks, *prices, *result, tolerance, max_steps)
+            objective.fill_(torch.nan)
+            arguments = *problem, picks, *prices, *result, tolerance, max_steps
+            if tolerance >= LOOSE:
+                solve_selected_quickly(*arguments)
+            if bool(objective.isnan().any()):
+                solve_selected_marginals(*arguments)
     alpha.masked_fill_(~rows, 0.0)
     found = (value.to(logits.device, _result_dtype(logits)) for value in (alpha, beta, objective, gap))
     return MinimumVarianceMarginals(r.to(logits.device), *found)
