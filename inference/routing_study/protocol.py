@@ -31,7 +31,8 @@ def conduct(
     """
     Run all stages; what the cache has is not trained again.
 
-    A task that does not pass its gate is not gone on with: the rows of its gate are all that the table has of it.
+    A task that does not pass its gate, or has no arms, is not gone on with: the rows of its gate are all that the table
+    has of it.
 
     :param arms: None for those of every task.
     :param advance: called with a number of runs that are done.
@@ -43,7 +44,7 @@ def conduct(
 
     done = train([cell for task in tasks for cell in gate_cells(task)])
     passed = gates(mark_chosen(table_of(done)))
-    tasks = [task for task in tasks if passed[task.label].passed]
+    tasks = [task for task in tasks if passed[task.label].passed and task.arms != ()]
     tuned = train([cell for task in tasks for cell in tuning_cells(task, task.chosen_arms(arms))])
     if tuned:
         rows = table_of(tuned)

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from inference.study.arms import Group, all_arms
+from inference.study.language import LanguageRun
 from inference.study.regime_settings import DomainsRun, NoisyTagRun, PlantedRun, RotatedRun, TwinsRun
 from inference.study.settings import PiecesRun, RegimesRun, SeedsRun, TableRun, ToyRun
 
@@ -83,7 +84,7 @@ class Task:
     :param between: further learning rates of arms without a router that learns, for which a weight means nothing, so
         that they have as many settings as the others.
     :param num_seeds: that are reported.
-    :param arms: None for all.
+    :param arms: None for all; none of them where the gate is all that the study asks of the task.
     """
 
     make: Callable[..., SeedsRun]
@@ -128,6 +129,8 @@ class Task:
 
         :param asked: None for the task's own; else these, and the lines that frame it.
         """
+        if self.arms == ():
+            return []
         known = all_arms()
         own = tuple(known) if self.arms is None else self.arms
         wanted = own if asked is None else (*asked, *(name for name in LINES if name in own))
@@ -218,6 +221,20 @@ TASKS = (
     Task(
         partial(TableRun, table="flights"),
         **_TABLE | {"num_steps": 500, "cost": Cost(step=6.0, seed=1.2, data=13.0), "arms": FEWEST},
+    ),
+    *(
+        Task(
+            partial(LanguageRun, router=router),
+            measure="nll",
+            num_experts=4,
+            num_steps=600,
+            rates=(0.006,),
+            weights=(0.0,),
+            between=(),
+            cost=Cost(step=0.0, seed=65.0),
+            arms=(),
+        )
+        for router in ("bytes", "hidden")
     ),
 )
 

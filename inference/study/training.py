@@ -10,6 +10,7 @@ from torch import Tensor
 
 from inference.study.arms import all_arms
 from inference.study.cache import Record
+from inference.study.language import LanguageRun, train_language
 from inference.study.learners import Learner
 from inference.study.minibatch_problems import regimes_problem, table_problem
 from inference.study.problems import Labelled, Problem, digits_problem, pieces_problem, toy_problem
@@ -50,6 +51,8 @@ def train(run: Run) -> Record:
     """Train and measure on one thread; the result depends on the settings of the run only."""
     # The tensors are too small to share between threads, and other runs want the other cores.
     torch.set_num_threads(1)
+    if isinstance(run, LanguageRun):
+        return train_language(run)
     problem = problem_of(run)
     # All arms draw from the same state on.
     pyro.set_rng_seed(run.seed)

@@ -57,11 +57,22 @@ def test_the_best_setting_and_way_to_serve_run_on_all_seeds(table: pd.DataFrame)
 def test_all_arms_have_as_many_settings(tasks: tuple[Task, ...]) -> None:
     for each in tasks:
         arms = each.chosen_arms()
+        if each.arms == ():  # the gate alone
+            assert not arms
+            continue
         assert set(arms) <= set(all_arms())
         numbers = {arm: each.settings_of(arm) for arm in arms}
         assert len({len(set(settings)) for settings in numbers.values()}) == 1
         assert all(learns_to_route(arm) or {weight for _, weight in numbers[arm]} == {0.0} for arm in arms)
         assert {"frozen-router", "exact-marginal"} <= set(arms)
+
+
+def test_a_task_without_arms_has_its_gate_alone(study: Study) -> None:
+    table = study(task(arms=()))
+    check(table)
+    assert set(table.stage) == {"gate"}
+    (gate,) = gates(table).values()
+    assert gate.passed
 
 
 def test_at_equal_compute_arms_evaluate_as_many_experts(table: pd.DataFrame) -> None:
