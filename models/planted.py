@@ -5,10 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from models.pieces import stacked_network
-from models.tables import ROUTER_HIDDEN, TableData, encoded_table, scaled_gaussian, table_data
+from models.tables import TableData, encoded_table, table_data, table_mixture
 from prob_moe.distributions import AssignmentDistribution
-from prob_moe.experts import BatchedExperts
 from prob_moe.mixture import MixtureOfExperts
 
 TABLE = "diamonds"
@@ -52,11 +50,4 @@ def planted_mixture(
 
     :param batch_shape: independent models, trained side by side in plates of these sizes.
     """
-    return MixtureOfExperts(
-        router=stacked_network(batch_shape, num_features, num_experts, ROUTER_HIDDEN),
-        experts=BatchedExperts(num_experts, num_features, None, 2, batch_shape=batch_shape),
-        likelihood=scaled_gaussian,
-        assignment=assignment,
-        capacity_factor=capacity_factor,
-        baseline={"use_decaying_avg_baseline": True},
-    )
+    return table_mixture(assignment, num_features, num_experts, batch_shape, capacity_factor, hidden_features=None)

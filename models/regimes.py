@@ -52,13 +52,10 @@ def regimes_data(
     pixels = torch.as_tensor(digits.data, dtype=torch.get_default_dtype()) / BRIGHTEST
     classes = torch.as_tensor(digits.target, dtype=torch.long)
     generator = torch.Generator().manual_seed(seed)
-    permutations = torch.stack([torch.randperm(NUM_CLASSES, generator=generator) for _ in range(num_regimes)])
+    permutations = draw_permutations(num_regimes, generator)
 
     def part(images: Tensor) -> Labelled:
-        regime = torch.arange(num_regimes).repeat_interleave(len(images))
-        image = images.repeat(num_regimes)
-        order = torch.randperm(len(image), generator=generator)
-        regime, image = regime[order], image[order]
+        image, regime = once_in_each(images, num_regimes, generator)
         shown = regime
         if tag_noise:
             wrong = torch.rand(len(regime), generator=generator) < tag_noise
@@ -69,6 +66,20 @@ def regimes_data(
 
     train, validation, test = map(part, split_digits(digits.target, validation_size, test_size, seed))
     return RegimesData(train, validation, test, permutations)
+
+
+def draw_permutations(num_regimes: int, generator: torch.Generator) -> Tensor:
+    """:returns: the label of every digit in every regime, long (R, 10)."""
+    return torch.stack([torch.randperm(NUM_CLASSES, generator=generator) for _ in range(num_regimes)])
+
+
+def once_in_each(images: Tensor, num_regimes: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """
+    :param images: numbers of images, long (n,).
+    :returns: these once in each regime, and their regimes, in a random order, long (R n,) each.
+    """
+    order = torch.randperm(num_regimes * len(images), generator=generator)
+    return images.repeat(num_regimes)[order], torch.arange(num_regimes).repeat_interleave(len(images))[order]
 
 
 def check_noise(tag_noise: float) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from models.digits import NUM_CLASSES, NUM_PIXELS, Labelled, categorical, split_digits
 from models.pieces import stacked_network
 from models.piecewise import StackedLinear
-from models.regimes import BRIGHTEST
+from models.regimes import BRIGHTEST, draw_permutations, once_in_each
 from models.remembered import Remembered
 from prob_moe.distributions import AssignmentDistribution
 from prob_moe.experts import BatchedExperts
@@ -47,13 +47,10 @@ def rotated_data(seed: int = 0) -> RotatedData:
     turned = turned_digits()
     classes = torch.as_tensor(digits.target, dtype=torch.long)
     generator = torch.Generator().manual_seed(seed)
-    permutations = torch.stack([torch.randperm(NUM_CLASSES, generator=generator) for _ in range(NUM_TURNS)])
+    permutations = draw_permutations(NUM_TURNS, generator)
 
     def part(images: Tensor) -> Labelled:
-        turns = torch.arange(NUM_TURNS).repeat_interleave(len(images))
-        image = images.repeat(NUM_TURNS)
-        order = torch.randperm(len(image), generator=generator)
-        turns, image = turns[order], image[order]
+        image, turns = once_in_each(images, NUM_TURNS, generator)
         return Labelled(turned[turns, image], permutations[turns, classes[image]])
 
     train, validation, test = map(part, split_digits(digits.target, HELD_OUT, HELD_OUT, seed))

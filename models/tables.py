@@ -194,12 +194,13 @@ def table_mixture(
     num_experts: int = 16,
     batch_shape: tuple[int, ...] = (),
     capacity_factor: float = 1.0,
-    hidden_features: int = HIDDEN,
+    hidden_features: int | None = HIDDEN,
 ) -> MixtureOfExperts:
     """
-    Experts with one hidden layer, by default of 32 units, that put out mean and scale, and a router with one of 64.
+    Experts that put out mean and scale, and a router with one hidden layer of 64 units.
 
     :param batch_shape: independent models, trained side by side in plates of these sizes.
+    :param hidden_features: units of an expert's one hidden layer; None for linear experts.
     """
     return MixtureOfExperts(
         router=stacked_network(batch_shape, num_features, num_experts, ROUTER_HIDDEN),

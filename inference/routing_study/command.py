@@ -21,7 +21,7 @@ from inference.runs.progress import console, progress_bar
 from inference.runs.records import records
 from inference.study.arms import all_arms
 from inference.study.cache import Cache
-from inference.study.workers import workers
+from inference.study.workers import RUNS_ARE_KEPT, Jobs, Scheduler, workers
 
 
 def study_routing(
@@ -36,13 +36,8 @@ def study_routing(
     ] = None,
     num_seeds: Annotated[int | None, typer.Option(help="Seeds that are reported, instead of each task's own.")] = None,
     num_steps: Annotated[int | None, typer.Option(help="Steps of Adam, instead of each task's own.")] = None,
-    jobs: Annotated[int, typer.Option(help="Processes; -1 for one a core.")] = -1,
-    scheduler: Annotated[
-        str | None,
-        typer.Option(
-            help="Address of a Dask scheduler whose workers train, tcp://host:port; or local for --jobs here."
-        ),
-    ] = None,
+    jobs: Jobs = -1,
+    scheduler: Scheduler = None,
     out: Annotated[Path, typer.Option(help="Folder for runs, table and report.")] = Path("results/routing"),
     plugin: Plugins = None,
     cost_only: Annotated[bool, typer.Option("--cost", help="Print what it would cost, and leave.")] = False,
@@ -62,8 +57,7 @@ def study_routing(
     try:
         asked = None if arm is None else tuple(resolve("arm", name, all_arms()) for name in arm)
         tasks = _tasks(reduced() if small else TASKS, task, num_seeds, num_steps)
-        kept = "; finished runs are kept, and not trained again"
-        output_folder(out, OUTPUTS["study routing"], overwrite=overwrite or cost_only, kept=kept)
+        output_folder(out, OUTPUTS["study routing"], overwrite=overwrite or cost_only, kept=RUNS_ARE_KEPT)
         cache = Cache(out / "runs")
         estimates = [estimate(each, each.chosen_arms(asked), cache) for each in tasks]
         for line in told(estimates, joblib.cpu_count() if jobs == -1 else jobs):

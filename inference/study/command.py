@@ -24,7 +24,7 @@ from inference.study.serving_tables import by_serving, ruined_rows
 from inference.study.settings import Run
 from inference.study.statistics import VIEWS, by_arm, by_setting, contrasts, seed_table
 from inference.study.tables import arm_table, contrast_table, serving_table
-from inference.study.workers import workers
+from inference.study.workers import RUNS_ARE_KEPT, Jobs, Scheduler, workers
 
 #: in the order in which they are told
 PICTURES = ("pieces", "serving", "summary", "claims", "robustness", "curves", "fits")
@@ -75,13 +75,8 @@ def study(
     ] = None,
     digits_seeds: Annotated[int | None, typer.Option(help="Seeds of the digits; 0 leaves them out.")] = None,
     seed: Annotated[int, typer.Option(help="First seed of data, parameters and draws.")] = 0,
-    jobs: Annotated[int, typer.Option(help="Processes; -1 for one a core.")] = -1,
-    scheduler: Annotated[
-        str | None,
-        typer.Option(
-            help="Address of a Dask scheduler whose workers train, tcp://host:port; or local for --jobs here."
-        ),
-    ] = None,
+    jobs: Jobs = -1,
+    scheduler: Scheduler = None,
     out: Annotated[Path, typer.Option(help="Folder for runs, tables and pictures.")] = Path("results/study"),
     plugin: Plugins = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace tables and pictures; runs stay.")] = False,
@@ -125,8 +120,7 @@ def study(
         options["parts"] = [replace(part, **_given(of_parts)) for part in GRIDS[grid].parts]
         chosen = replace(GRIDS[grid], **_given(options))
         runs = chosen.runs()
-        kept = "; finished runs are kept, and not trained again"
-        output_folder(out, OUTPUTS["study"], overwrite=overwrite, kept=kept).mkdir(parents=True, exist_ok=True)
+        output_folder(out, OUTPUTS["study"], overwrite=overwrite, kept=RUNS_ARE_KEPT).mkdir(parents=True, exist_ok=True)
         with progress_bar() as progress, workers(scheduler, jobs):
             bar = progress.add_task("runs", total=len(runs))
             done = run_all(runs, Cache(out / "runs"), advance=lambda count: progress.update(bar, advance=count))

@@ -2,12 +2,25 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Annotated, Any
 
 import joblib
+import typer
 
 #: a cluster of this machine, in the place of an address
 LOCAL = "local"
+
+#: options of the commands that train runs
+Jobs = Annotated[int, typer.Option("--jobs", help="Processes; -1 for one a core.")]
+Scheduler = Annotated[
+    str | None,
+    typer.Option(
+        "--scheduler",
+        help=f"Address of a Dask scheduler whose workers train, tcp://host:port; or {LOCAL} for --jobs here.",
+    ),
+]
+#: for a refusal to write where there is something already
+RUNS_ARE_KEPT = "; finished runs are kept, and not trained again"
 
 
 @contextmanager
