@@ -1,14 +1,15 @@
-"""How many bytes a training step needs at its peak, beside a dense layer and one-hot dispatch: ``python -m
-tests.benchmarks.memory_table``.
+"""How many bytes a training step needs at its peak, beside a dense layer and one-hot dispatch, and how many a large
+assignment: ``python -m tests.benchmarks.memory_table``.
 
 A process of its own for every number: the largest resident size of two steps, less what was resident before them, with
-the layer and its data in place. Float32, forward and backward.
+the layer and its data, or the scores, in place. Float32, forward and backward; scores in float64.
 """
 
 import resource
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pyro.distributions as dist
@@ -20,6 +21,7 @@ from torch import nn
 
 from prob_moe import MixtureOfExperts, TraceMixture_ELBO, TraceRouting_ELBO
 from prob_moe.experts import BatchedExperts
+from prob_moe.numerics import solve_assignment
 from tests.benchmarks.experts import LAYERS
 
 #: n, k, d, hidden units, experts per datapoint
@@ -30,9 +32,17 @@ SIZES = [
     (16384, 64, 128, 512, 1),
     (65536, 128, 64, 256, 1),
 ]
+#: n and k of an assignment to experts that are all full
+ASSIGNMENTS = [(65_536, 128), (1_000_000, 8)]
+ASSIGNMENT = "assignment"
 ONE_HOT = "one-hot einsum (GShard)"
 SIDES = ["dense", "ours", ONE_HOT]
 LARGEST = 4e9  # bytes of a one-hot tensor that is tried
+
+
+def assignment(n: int, k: int) -> Callable[[], Any]:
+    scores = torch.randn(n, k, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    return lambda: solve_assignment(scores, n // k)
 
 
 def step(side: str, n: int, k: int, d: int, h: int, m: int) -> Callable[[], Any]:
@@ -62,13 +72,20 @@ def step(side: str, n: int, k: int, d: int, h: int, m: int) -> Callable[[], Any]
 def measured(side: str, *size: int) -> int:
     """Bytes, in this process."""
     torch.set_num_threads(2)
-    warm = step(side, 64, *size[1:])  # compiles, and takes what it needs once
-    warm()
-    run = step(side, *size)
+    make = assignment if side == ASSIGNMENT else partial(step, side)
+    make(max(64, size[1]), *size[1:])()  # compiles, and takes what it needs once
+    run = make(*size)
     before = resident()
     run()
     run()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+
+
+def measured_elsewhere(side: str, *size: int) -> str:
+    """MiB, in a process of its own."""
+    command = [sys.executable, "-m", "tests.benchmarks.memory_table", side, *map(str, size)]
+    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return f"{int(found.split()[-1]) / 2**20:.0f}"
 
 
 def resident() -> int:
@@ -89,11 +106,16 @@ def main() -> None:
             if side == ONE_HOT and (m > 1 or 4.0 * n * n > LARGEST):  # n·k·c entries, and c = n / k
                 cells.append("" if m > 1 else "—")
                 continue
-            command = [sys.executable, "-m", "tests.benchmarks.memory_table", side, *map(str, size)]
-            found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-            cells.append(f"{int(found.split()[-1]) / 2**20:.0f}")
+            cells.append(measured_elsewhere(side, *size))
         table.add_row(*map(str, size), *cells)
-    Console(width=120).print(table)
+    console = Console(width=120)
+    console.print(table)
+    table = Table(title="MiB at the peak of an exact assignment")
+    for column in ("n", "k", "scores", "beyond them"):
+        table.add_column(column, justify="right")
+    for n, k in ASSIGNMENTS:
+        table.add_row(str(n), str(k), f"{8 * n * k / 2**20:.0f}", measured_elsewhere(ASSIGNMENT, n, k))
+    console.print(table)
 
 
 if __name__ == "__main__":
