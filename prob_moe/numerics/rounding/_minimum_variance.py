@@ -76,6 +76,16 @@ def add_curvature(block: np.ndarray, totals: np.ndarray, hessian: np.ndarray) ->
 
 
 @kernel(fastmath=FAST, error_model="numpy")
+def end_curvature(block: np.ndarray, waiting: int, totals: np.ndarray, stride: int, hessian: np.ndarray) -> None:
+    """Add the ``waiting`` rows of a block that is not full, and count each of all rows for ``stride``."""
+    block[waiting:] = 0.0
+    add_curvature(block, totals, hessian)
+    for j in range(hessian.shape[0]):
+        for m in range(j + 1):
+            hessian[j, m] *= stride
+
+
+@kernel(fastmath=FAST, error_model="numpy")
 def _evaluate(
     p: np.ndarray,
     present: np.ndarray,
@@ -136,12 +146,9 @@ def _evaluate(
         if waiting == BLOCK:
             add_curvature(block, totals, hessian)
             waiting = 0
-    block[waiting:] = 0.0
-    add_curvature(block, totals, hessian)
+    end_curvature(block, waiting, totals, stride, hessian)
     for j in range(k):
         drift[j] *= stride
-        for m in range(j + 1):
-            hessian[j, m] *= stride
     return dual, logs
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from prob_moe.numerics._compiled import kernel
 from prob_moe.numerics._vectors import copy
 from prob_moe.numerics.rounding._cholesky import solve_positive
-from prob_moe.numerics.rounding._minimum_variance import BLOCK, FAST, add_curvature
+from prob_moe.numerics.rounding._minimum_variance import BLOCK, FAST, add_curvature, end_curvature
 
 AT_BOUND = 0.1  # part of its curvature that an entry at its bound is credited with
 MOST_FAILURES = 6  # trials of a step, shorter and shorter, after which this way has stalled
@@ -113,11 +113,7 @@ def _evaluate(
             if waiting == BLOCK:
                 add_curvature(block, totals, hessian)
                 waiting = 0
-    block[waiting:] = 0.0
-    add_curvature(block, totals, hessian)
-    for j in range(k):
-        for m in range(j + 1):
-            hessian[j, m] *= stride
+    end_curvature(block, waiting, totals, stride, hessian)
     return dual
 
 
