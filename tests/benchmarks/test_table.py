@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks import assignment, compare, growth
+from tests.benchmarks import assignment, compare, growth, markdown
 from tests.benchmarks.case import SAME_RESULT, SAME_WORK
 from tests.benchmarks.runs import load
 from tests.benchmarks.table import in_words, rows, table
@@ -62,6 +62,15 @@ def test_times_in_words(seconds, words):
 def written(path: Path, *records) -> Path:
     path.write_text(json.dumps({"benchmarks": records, "machine_info": {"cpu": {"brand_raw": "a processor"}}}))
     return path
+
+
+def test_markdown_has_a_line_for_every_row(tmp_path, capsys):
+    records = record("x", "ours", 1e-3), record("x", "peer", 2e-3, goal=">= 3", deviation=0.0), record("y", "ours", 2.0)
+    markdown.main(str(written(tmp_path / "run.json", *records)))
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[2] == "| x | 1 | 1 ms | peer | 2 ms | 2.00 x | ≥ 3, missed |"
+    assert printed[3] == "| y | 1 | 2 s |  |  |  |  |"
+    assert printed[-1] == "a processor: 0 goals hold, 1 are missed."
 
 
 def test_comparison_tells_slower_from_noise(tmp_path, capsys):
