@@ -125,10 +125,12 @@ def approach_prices(
     alpha: np.ndarray,
     beta: np.ndarray,
     tolerance: float,
+    least_gain: float,
     max_steps: int,
     stride: int,
 ) -> None:
-    """Newton's method on D from (α, β), in place, until the expected gain is down at the tolerance, or it stalls."""
+    """Newton's method on D from (α, β), in place, until the relative overload is down at the tolerance and the gain
+    that is expected of the next step at its least, relative to D; or it stalls."""
     k = p.shape[1]
     load, trial_load = np.empty(k), np.empty(k)
     hessian, trial_hessian = np.empty((k, k)), np.empty((k, k))
@@ -172,7 +174,7 @@ def approach_prices(
         decrement = 0.0
         for j in range(k):
             decrement += gradient[j] * step[j]
-        if overload <= 30.0 * tolerance and decrement <= 0.05 * tolerance * abs(dual):
+        if overload <= 300.0 * tolerance and decrement <= least_gain * abs(dual):
             return
         size = 1.0
 

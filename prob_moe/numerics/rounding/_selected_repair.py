@@ -3,28 +3,46 @@
 import numpy as np
 
 from prob_moe.numerics._compiled import kernel
+from prob_moe.numerics._vectors import copy
 from prob_moe.numerics.rounding._cholesky import solve_positive
-from prob_moe.numerics.rounding._minimum_variance import FAST
+from prob_moe.numerics.rounding._minimum_variance import BLOCK, FAST, add_curvature, end_curvature
 from prob_moe.numerics.rounding._selected_marginals import pin_constants
+
+LEAST = 1e-300  # of a sum by which is divided
+QUICK = 0.1  # part of the error that a step leaves at most, as long as the curvature is not computed again
 
 
 @kernel(fastmath=FAST)
-def _curvature(r: np.ndarray, lack: np.ndarray, hessian: np.ndarray, gain: np.ndarray, weight: np.ndarray) -> None:
+def _weigh(r: np.ndarray, lack: np.ndarray, gain: np.ndarray, weight: np.ndarray) -> None:
+    """Fill ``weight`` (n,), the sums of h over a row, and take from ``gain`` (k,) what rows bring when they are
+    mended."""
+    n, k = r.shape
+    for i in range(n):
+        total = LEAST
+        for j in range(k):
+            total += max(r[i, j] * (1.0 - r[i, j]), 0.0)
+        weight[i] = total
+        share = lack[i] / total
+        for j in range(k):
+            gain[j] -= max(r[i, j] * (1.0 - r[i, j]), 0.0) * share
+
+
+@kernel(fastmath=FAST)
+def _curvature(r: np.ndarray, weight: np.ndarray, hessian: np.ndarray) -> None:
+    """What columns gain when x moves, with rows that keep their sums: (k, k), lower triangle."""
     n, k = r.shape
     hessian[:] = 0.0
-    h = np.empty(k)
+    block, totals = np.zeros((BLOCK, k)), np.ones(BLOCK)
+    waiting = 0
     for i in range(n):
-        total = 1e-300
         for j in range(k):
-            h[j] = max(r[i, j] * (1.0 - r[i, j]), 0.0)
-            total += h[j]
-        weight[i] = total
-        for j in range(k):
-            factor = h[j] / total
-            gain[j] -= factor * lack[i]
-            hessian[j, j] += h[j]
-            for l in range(j + 1):  # noqa: E741
-                hessian[j, l] -= factor * h[l]
+            block[waiting, j] = max(r[i, j] * (1.0 - r[i, j]), 0.0)
+        totals[waiting] = weight[i]
+        waiting += 1
+        if waiting == BLOCK:
+            add_curvature(block, totals, hessian)
+            waiting = 0
+    end_curvature(block, waiting, totals, 1, hessian)
 
 
 @kernel
@@ -37,12 +55,12 @@ def exact_sums(r: np.ndarray, sums: np.ndarray, slots: np.ndarray, full: np.ndar
     """
     n, k = r.shape
     load, lack, gain, target = np.empty(k), np.empty(n), np.empty(k), np.empty(k)
-    hessian, x, y, weight = np.empty((k, k)), np.empty(k), np.empty(n), np.empty(n)
+    curvature, hessian, x, y, weight = np.empty((k, k)), np.empty((k, k)), np.empty(k), np.empty(n), np.empty(n)
     open_columns = np.empty(k, np.bool_)
     for j in range(k):
         open_columns[j] = not full[j]
     previous = np.inf
-    for _ in range(60):
+    for step in range(60):
         load[:] = 0.0
         worst = 0.0
         for i in range(n):
@@ -56,24 +74,29 @@ def exact_sums(r: np.ndarray, sums: np.ndarray, slots: np.ndarray, full: np.ndar
             worst = max(worst, (load[j] - slots[j]) / max(slots[j], 1.0))
         if worst <= 1e-15 * k or (worst <= 1e-12 and worst > 0.5 * previous):  # the rest is rounding
             break
+        anew = step == 0 or worst > QUICK * previous
         previous = worst
         for j in range(k):
             target[j] = slots[j] if full[j] else min(load[j], slots[j])
         missing = sums.sum() - target.sum()
-        room, others = 0.0, 1e-300
+        room, others = 0.0, LEAST
         for j in range(k):
             others += 0.0 if full[j] else target[j]
             room += slots[j] - target[j] if load[j] > 0.0 else 0.0
         for j in range(k):
             if missing > 0.0 and load[j] > 0.0:
-                target[j] += (slots[j] - target[j]) * min(1.0, missing / max(room, 1e-300))
+                target[j] += (slots[j] - target[j]) * min(1.0, missing / max(room, LEAST))
             elif missing < 0.0 and not full[j]:
                 target[j] *= 1.0 + missing / others
         for j in range(k):
             gain[j] = target[j] - load[j]
-        _curvature(r, lack, hessian, gain, weight)
-        pin_constants(hessian, full)
-        pin_constants(hessian, open_columns)
+        _weigh(r, lack, gain, weight)
+        if anew:
+            _curvature(r, weight, curvature)
+            pin_constants(curvature, full)
+            pin_constants(curvature, open_columns)
+        for j in range(k):
+            copy(curvature[j], hessian[j])
         solve_positive(hessian, gain, x)
         reach = 0.0
         for i in range(n):
@@ -86,7 +109,7 @@ def exact_sums(r: np.ndarray, sums: np.ndarray, slots: np.ndarray, full: np.ndar
                     reach = max(reach, abs(y[i] + x[j]))
         if not reach < np.inf:
             break
-        size = min(1.0, 0.5 / max(reach, 1e-300))
+        size = min(1.0, 0.5 / max(reach, LEAST))
         for i in range(n):
             for j in range(k):
                 h = max(r[i, j] * (1.0 - r[i, j]), 0.0)
