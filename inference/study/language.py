@@ -66,13 +66,18 @@ def train_language(run: LanguageRun) -> Record:
     seeds = _Seeds()
     for seed in range(run.seed, run.seed + run.num_seeds):
         pyro.set_rng_seed(seed)
-        model = _model(run)
+        model = language_model(run)
         _fit(run, model)
         _measure(run, model, seeds)
     return Record(run.settings(), seeds.metrics, time.process_time() - start)
 
 
-def _model(run: LanguageRun) -> LanguageModel:
+def language_model(run: LanguageRun) -> LanguageModel:
+    """
+    An untrained one.
+
+    :raises ValueError: on another arm than the two of a gate.
+    """
     make = partial(
         LanguageModel, num_experts=run.num_experts, experts_in="last", context=run.context, router=run.router
     )

@@ -27,7 +27,7 @@ def batch() -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("router", ["bytes", "hidden"])
 def test_the_bound_of_all_experts_is_the_exact_marginal_likelihood(router: str) -> None:
     pyro.set_rng_seed(0)
-    model = language._model(run_of("exact-marginal", router=router))
+    model = language.language_model(run_of("exact-marginal", router=router))
     x, y = batch()
     exact = -model.predict(x, num_selected=4).log_prob(y).sum()
     for seed in range(2):
