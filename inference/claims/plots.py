@@ -13,21 +13,11 @@ from inference.figure_style import WIDTH
 from inference.registry.builtin import label
 from inference.routing_study.gate import ENOUGH
 from inference.routing_study.summary import gate_frame
+from inference.routing_study.tasks import MAIN
 
 FROZEN, LINES = "frozen-router", ("oracle", "exact-marginal")
 #: arms of the overview, in this order
-MAIN = (
-    "dependent-rounding-mixture-bound",
-    "unlimited-rounding-mixture-bound",
-    "independent-mixture-bound",
-    "independent",
-    "skip",
-    "switch",
-    "top-2-gates",
-    "hash",
-    "one-expert",
-    "one-wide-expert",
-)
+OVERVIEW = (*MAIN, "hash", "one-expert", "one-wide-expert")
 COLORS = ("tab:blue", "tab:orange", "tab:green")
 
 
@@ -63,7 +53,7 @@ def gates(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def overview(table: pd.DataFrame, arms: Sequence[str] = MAIN) -> Figure:
+def overview(table: pd.DataFrame, arms: Sequence[str] = OVERVIEW) -> Figure:
     """The score of every arm on every task, in per cent."""
     tasks = by_task(table)
     arms = [arm for arm in arms if (table.arm == arm).any()]
@@ -114,7 +104,7 @@ def _found(rows: pd.DataFrame, first: str, second: str) -> Difference | None:
     return difference(rows, Comparison(Side((first,)), Side((second,))))
 
 
-def equal_compute(table: pd.DataFrame, arms: Sequence[str] = MAIN) -> Figure:
+def equal_compute(table: pd.DataFrame, arms: Sequence[str] = OVERVIEW) -> Figure:
     """The mean score over tasks at equal numbers of steps, and where every arm evaluates as many experts; of the arms
     that ran on all tasks."""
     tasks = by_task(table).values()

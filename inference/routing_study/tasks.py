@@ -12,9 +12,8 @@ from inference.study.settings import PiecesRun, RegimesRun, SeedsRun, TableRun, 
 
 #: what every task is framed by, where it exists
 LINES = ("oracle", "frozen-router", "one-expert", "one-wide-expert", "hash", "exact-marginal")
-#: and what is compared where all arms would take too long
-FEW = (
-    *LINES,
+#: what is compared first of all
+MAIN = (
     "dependent-rounding-mixture-bound",
     "unlimited-rounding-mixture-bound",
     "independent-mixture-bound",
@@ -23,6 +22,8 @@ FEW = (
     "switch",
     "top-2-gates",
 )
+#: and where all arms would take too long
+FEW = (*LINES, *MAIN)
 #: and where a run takes ten seconds to begin with
 FEWEST = (
     "frozen-router",
