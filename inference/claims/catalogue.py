@@ -7,7 +7,7 @@ from functools import partial
 import pandas as pd
 
 from inference.claims.comparison import Comparison, Side
-from inference.routing_study.tasks import learns_to_route
+from inference.routing_study.task import learns_to_route
 from inference.study.arms import Group, all_arms
 
 BOUND = "dependent-rounding-mixture-bound"

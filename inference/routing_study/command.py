@@ -14,7 +14,8 @@ from inference.routing_study.costs import estimate, told
 from inference.routing_study.protocol import conduct
 from inference.routing_study.report import report
 from inference.routing_study.schema import check
-from inference.routing_study.tasks import TASKS, Task, reduced
+from inference.routing_study.task import Task
+from inference.routing_study.tasks import TASKS, reduced
 from inference.runs.exits import end, note
 from inference.runs.outputs import OUTPUTS, output_folder
 from inference.runs.progress import console, progress_bar

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from inference.routing_study.evaluations import steps_at_equal_compute
 from inference.routing_study.stages import BOTH_WAYS, gate_cells, tuning_cells
-from inference.routing_study.tasks import Cost, Task
+from inference.routing_study.task import Cost, Task
 from inference.study.cache import Cache
 
 

@@ -1,7 +1,7 @@
 """How many experts an arm evaluates for a datapoint, and what that makes of the number of steps."""
 
 from inference.registry.entries import ALL_EXPERTS
-from inference.routing_study.tasks import Task
+from inference.routing_study.task import Task
 from inference.study.arms import all_arms
 
 

@@ -14,7 +14,7 @@ from inference.routing_study.stages import (
     gate_cells,
     tuning_cells,
 )
-from inference.routing_study.tasks import Task
+from inference.routing_study.task import Task
 from inference.routing_study.tuning import choices, mark_chosen, others
 from inference.study.cache import Cache, Record
 from inference.study.runner import run_all

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from inference.routing_study.evaluations import steps_at_equal_compute
-from inference.routing_study.tasks import Task
+from inference.routing_study.task import Task
 from inference.study.settings import SeedsRun
 
 

@@ -9,7 +9,7 @@ import pytest
 from inference.registry import plugins
 from inference.registry.builtin import REGISTRY
 from inference.routing_study.protocol import conduct
-from inference.routing_study.tasks import Task
+from inference.routing_study.task import Task
 from inference.study import runner
 from inference.study.cache import Cache, Record
 from inference.study.settings import Run

@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 
-from inference.routing_study.tasks import Cost, Task
+from inference.routing_study.task import Cost, Task
 from inference.study.cache import Record
 from inference.study.settings import PiecesRun, Run, SeedsRun
 

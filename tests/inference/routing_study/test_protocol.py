@@ -10,7 +10,8 @@ import pytest
 from inference.routing_study.gate import gates
 from inference.routing_study.protocol import conduct
 from inference.routing_study.schema import check
-from inference.routing_study.tasks import FEW, TASKS, Task, learns_to_route, reduced
+from inference.routing_study.task import Task, learns_to_route
+from inference.routing_study.tasks import FEW, TASKS, reduced
 from inference.study import runner
 from inference.study.arms import all_arms
 from inference.study.cache import Cache, Record

@@ -11,7 +11,8 @@ from inference.cli import app
 from inference.routing_study import command as module
 from inference.routing_study import gate
 from inference.routing_study.costs import estimate, told
-from inference.routing_study.tasks import TASKS, Task, reduced
+from inference.routing_study.task import Task
+from inference.routing_study.tasks import TASKS, reduced
 from inference.study.cache import Cache
 from inference.study.settings import Run
 from tests.inference.registry.test_plugins import RULE
