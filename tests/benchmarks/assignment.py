@@ -151,7 +151,7 @@ CASES = [
     ),
     *(
         Case(
-            f"assignment {n}×64, growth",
+            f"assignment {n}×64, growth in n",
             partial(sides, partial(gumbel, n, 64), n // 64, *(["POT"] if n <= 16384 else [])),
             {"POT, network simplex": ""} if n <= 16384 else {},
             deviation=off,
@@ -162,7 +162,7 @@ CASES = [
     ),
     *(
         Case(
-            f"assignment 4096×{k}, growth",
+            f"assignment 4096×{k}, growth in k",
             partial(sides, partial(gumbel, 4096, k), 4096 // k, "POT"),
             {"POT, network simplex": ""},
             deviation=off,

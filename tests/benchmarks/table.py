@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from tests.benchmarks.case import SAME_RESULT
+from tests.benchmarks.case import A_PART, SAME_RESULT
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,15 @@ class Row:
 
     @property
     def ratio(self) -> float | None:
-        """Times faster than the peer, or with a goal ``<=`` times its time; None where the results differ."""
+        """Times faster than the peer, or its times; None where the results differ."""
         if self.theirs is None or not self.same:
             return None
-        return self.ours / self.theirs if self.goal.startswith("<=") else self.theirs / self.ours
+        return self.ours / self.theirs if self.in_its_times else self.theirs / self.ours
+
+    @property
+    def in_its_times(self) -> bool:
+        """Whether the ratio is of our time to the peer's: with a goal ``<=``, and for what has the peer as a part."""
+        return self.goal.startswith("<=") or self.kind == A_PART
 
     @property
     def holds(self) -> bool | None:
@@ -126,7 +131,7 @@ def told_ratio(row: Row) -> str:
     if row.ratio is None:
         return "" if row.theirs is None else "none"
     digits = max(0, 2 - math.floor(math.log10(row.ratio))) if row.ratio > 0 else 2
-    return f"{row.ratio:.{min(digits, 3)}f}" + ("×" if row.goal.startswith("<=") else " x")
+    return f"{row.ratio:.{min(digits, 3)}f}" + ("×" if row.in_its_times else " x")
 
 
 def _why(row: Row) -> str:

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from tests.benchmarks import assignment, compare, growth, markdown
-from tests.benchmarks.case import SAME_RESULT, SAME_WORK
+from tests.benchmarks.bench_cases import CASES
+from tests.benchmarks.case import A_PART, SAME_RESULT, SAME_WORK
 from tests.benchmarks.runs import load
-from tests.benchmarks.table import in_words, rows, table
+from tests.benchmarks.table import in_words, rows, table, told_ratio
 
 
 def record(what, side, least, *, goal="", kind=SAME_RESULT, deviation=None, axis=None, q1=None):
@@ -44,6 +45,16 @@ def test_no_ratio_where_results_differ_or_are_not_compared():
         assert row.holds is None
     (row,) = one(record("x", "peer", 9.0, goal=">= 2", kind=SAME_WORK))
     assert row.holds
+
+
+def test_what_has_the_peer_as_a_part_is_told_in_its_times():
+    (row,) = one(record("x", "peer", 0.1, kind=A_PART))
+    assert told_ratio(row) == "5.00×"
+
+
+def test_no_two_cases_have_one_name():
+    names = [case.what for case in CASES]
+    assert len(set(names)) == len(names)
 
 
 def test_every_peer_has_a_row_and_who_has_none_has_one():
