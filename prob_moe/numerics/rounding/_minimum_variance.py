@@ -65,8 +65,12 @@ def _row_price(p: np.ndarray, beta: np.ndarray, mu: float, start: float) -> floa
 
 
 @kernel(fastmath=FAST, error_model="numpy")
-def add_curvature(block: np.ndarray, totals: np.ndarray, hessian: np.ndarray) -> None:
-    """Add minus the second derivative of BLOCK rows, whose own prices answer a change of β: Schur complements."""
+def add_curvature(block: np.ndarray, waiting: int, totals: np.ndarray, hessian: np.ndarray) -> None:
+    """Add minus the second derivative of BLOCK rows, the first ``waiting`` of which are there, and whose own prices
+    answer a change of β: Schur complements."""
+    for row in range(waiting, BLOCK):
+        for j in range(hessian.shape[0]):
+            block[row, j] = 0.0
     for j in range(hessian.shape[0]):
         a, b, c, d = block[0, j], block[1, j], block[2, j], block[3, j]
         hessian[j, j] += a + b + c + d
@@ -76,10 +80,8 @@ def add_curvature(block: np.ndarray, totals: np.ndarray, hessian: np.ndarray) ->
 
 
 @kernel(fastmath=FAST, error_model="numpy")
-def end_curvature(block: np.ndarray, waiting: int, totals: np.ndarray, stride: int, hessian: np.ndarray) -> None:
-    """Add the ``waiting`` rows of a block that is not full, and count each of all rows for ``stride``."""
-    block[waiting:] = 0.0
-    add_curvature(block, totals, hessian)
+def stretch(hessian: np.ndarray, stride: int) -> None:
+    """Count every row for ``stride``, lower triangle."""
     for j in range(hessian.shape[0]):
         for m in range(j + 1):
             hessian[j, m] *= stride
@@ -144,9 +146,10 @@ def _evaluate(
             drift[j] += s[j] * share
         waiting += 1
         if waiting == BLOCK:
-            add_curvature(block, totals, hessian)
+            add_curvature(block, waiting, totals, hessian)
             waiting = 0
-    end_curvature(block, waiting, totals, stride, hessian)
+    add_curvature(block, waiting, totals, hessian)
+    stretch(hessian, stride)
     for j in range(k):
         drift[j] *= stride
     return dual, logs

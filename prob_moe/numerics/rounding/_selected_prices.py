@@ -18,7 +18,7 @@ import numpy as np
 from prob_moe.numerics._compiled import kernel
 from prob_moe.numerics._vectors import copy
 from prob_moe.numerics.rounding._cholesky import solve_positive
-from prob_moe.numerics.rounding._minimum_variance import BLOCK, FAST, add_curvature, end_curvature
+from prob_moe.numerics.rounding._minimum_variance import BLOCK, FAST, add_curvature, stretch
 
 AT_BOUND = 0.1  # part of its curvature that an entry at its bound is credited with
 MOST_FAILURES = 6  # trials of a step, shorter and shorter, after which this way has stalled
@@ -110,14 +110,14 @@ def _evaluate(
         if i % stride == 0:
             totals[waiting] = total
             waiting += 1
-            if waiting == BLOCK:
-                add_curvature(block, totals, hessian)
-                waiting = 0
-    end_curvature(block, waiting, totals, stride, hessian)
+        if waiting == BLOCK or i == n - 1:  # at one place alone, as its code stands at each
+            add_curvature(block, waiting, totals, hessian)
+            waiting = 0
+    stretch(hessian, stride)
     return dual
 
 
-@kernel(only_caller=True)
+@kernel
 def approach_prices(
     p: np.ndarray,
     sums: np.ndarray,

@@ -72,10 +72,16 @@ def solve_quickly(
                 return np.nan, np.nan
     if picks == k or count * picks > k * capacity:
         return np.nan, np.nan
-    rows = rows[:count]
-    q, row_prices, prices = p[rows], alpha[rows], beta.copy()
-    sums, slots, full = np.full(count, float(picks)), np.full(k, float(capacity)), np.zeros(k, np.bool_)
-    full[:] = count * picks == k * capacity
+    q, row_prices, prices = np.empty((count, k)), np.empty(count), np.empty(k)
+    sums, slots, full = np.empty(count), np.empty(k), np.empty(k, np.bool_)
+    for place in range(count):
+        copy(p[rows[place]], q[place])
+        row_prices[place] = alpha[rows[place]]
+        sums[place] = picks
+    for j in range(k):
+        prices[j] = beta[j]
+        slots[j] = capacity
+        full[j] = count * picks == k * capacity
     found = np.empty((count, k))
     first_marginals(q, sums, slots, found, row_prices, prices)
     if smallest(beta) >= 0.0:

@@ -5,7 +5,7 @@ import numpy as np
 from prob_moe.numerics._compiled import kernel
 from prob_moe.numerics._vectors import copy
 from prob_moe.numerics.rounding._cholesky import solve_positive
-from prob_moe.numerics.rounding._minimum_variance import BLOCK, FAST, add_curvature, end_curvature
+from prob_moe.numerics.rounding._minimum_variance import BLOCK, FAST, add_curvature
 from prob_moe.numerics.rounding._selected_marginals import pin_constants
 
 LEAST = 1e-300  # of a sum by which is divided
@@ -39,10 +39,9 @@ def _curvature(r: np.ndarray, weight: np.ndarray, hessian: np.ndarray) -> None:
             block[waiting, j] = max(r[i, j] * (1.0 - r[i, j]), 0.0)
         totals[waiting] = weight[i]
         waiting += 1
-        if waiting == BLOCK:
-            add_curvature(block, totals, hessian)
+        if waiting == BLOCK or i == n - 1:
+            add_curvature(block, waiting, totals, hessian)
             waiting = 0
-    end_curvature(block, waiting, totals, 1, hessian)
 
 
 @kernel
@@ -78,9 +77,12 @@ def exact_sums(r: np.ndarray, sums: np.ndarray, slots: np.ndarray, full: np.ndar
         previous = worst
         for j in range(k):
             target[j] = slots[j] if full[j] else min(load[j], slots[j])
-        missing = sums.sum() - target.sum()
+        missing = 0.0
+        for i in range(n):
+            missing += sums[i]
         room, others = 0.0, LEAST
         for j in range(k):
+            missing -= target[j]
             others += 0.0 if full[j] else target[j]
             room += slots[j] - target[j] if load[j] > 0.0 else 0.0
         for j in range(k):
