@@ -42,6 +42,14 @@ def test_every_task_that_has_results_passed_its_gate() -> None:
     assert frame.passed[frame.task.isin(plots.by_task(table()))].all()
 
 
+def test_a_balancing_loss_does_what_capacity_does() -> None:
+    """What the page says of the claim about capacity."""
+    rows = table().query("stage == 'final' and chosen and arm == 'unlimited-rounding-mixture-bound' and num_experts > 2")
+    balanced = rows.groupby("task").load_balancing.first() > 0
+    assert balanced.sum() > len(balanced) / 2
+    assert not balanced["flights"]
+
+
 def test_scores_are_0_for_a_frozen_router_and_1_for_the_better_line() -> None:
     for rows in plots.by_task(table()).values():
         lines = [plots.score(rows, line) for line in plots.LINES]
