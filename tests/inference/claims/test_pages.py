@@ -44,10 +44,20 @@ def test_every_task_that_has_results_passed_its_gate() -> None:
 
 def test_a_balancing_loss_does_what_capacity_does() -> None:
     """What the page says of the claim about capacity."""
-    rows = table().query("stage == 'final' and chosen and arm == 'unlimited-rounding-mixture-bound' and num_experts > 2")
+    rows = table().query(
+        "stage == 'final' and chosen and arm == 'unlimited-rounding-mixture-bound' and num_experts > 2"
+    )
     balanced = rows.groupby("task").load_balancing.first() > 0
     assert balanced.sum() > len(balanced) / 2
     assert not balanced["flights"]
+
+
+def test_limits_say_what_a_capacity_costs_on_flights() -> None:
+    (claim,) = (each for each in verdicts(table()) if each.claim.name == "capacity")
+    (flights,) = (each for each in claim.tasks if each.task == "flights")
+    low, high = flights.interval
+    limits = " ".join((NOTEBOOKS / "limits.md").read_text(encoding="utf-8").split())
+    assert f"is {-flights.worst.mean:.3f} nats [{-high:.3f}, {-low:.3f}] a row behind" in limits
 
 
 def test_scores_are_0_for_a_frozen_router_and_1_for_the_better_line() -> None:
