@@ -6,12 +6,14 @@ import numpy as np
 
 from prob_moe.numerics._compiled import kernel
 
+LEAST = 1e-300  # of a pivot, so that a matrix of zeros has a huge solution and no error
+
 
 @kernel
 def solve_positive(matrix: np.ndarray, rhs: np.ndarray, x: np.ndarray) -> None:
     """Solve ``matrix @ x = rhs`` by Cholesky in place (lower triangle; positive definite up to rounding)."""
     k = rhs.size
-    floor = 0.0
+    floor = LEAST
     for a in range(k):
         floor = max(floor, 1e-15 * matrix[a, a])
     for a in range(k):
