@@ -122,6 +122,23 @@ def test_readme_of_tables() -> None:
     assert said.groups() == (f"{min(behind):.2f}", f"{max(behind):.2f}")
 
 
+def test_readme_of_speed() -> None:
+    found = {(what, peer): ratio for what, _, _, peer, _, ratio, _ in rows(page("results/speed.md"), "what")}
+    said = re.search(
+        r"exact assignment (\d+) times as fast as POT at 4096×64 .* costs (\S+) to (\S+) dense ones", readme()
+    )
+    assert said is not None
+    faster, least, most = said.groups()
+    assert faster == f"{float(found['assignment 4096×64', 'POT, network simplex'].removesuffix(' x')):.0f}"
+    steps = [
+        float(ratio.removesuffix("×"))
+        for (what, peer), ratio in found.items()
+        if what.startswith("step, ") and peer.startswith("dense") and "bfloat16" not in what and "top-2" not in what
+    ]
+    assert len(steps) == 6
+    assert (least, most) == (f"{min(steps):.1f}", f"{max(steps):.1f}")
+
+
 def readme() -> str:
     return sentences("../README.md")
 
