@@ -44,7 +44,7 @@ def conduct(
 
     done = train([cell for task in tasks for cell in gate_cells(task)])
     passed = gates(mark_chosen(table_of(done)))
-    tasks = [task for task in tasks if passed[task.label].passed and task.arms != ()]
+    tasks = [task for task in tasks if passed[task.label].passed and task.chosen_arms(arms)]
     tuned = train([cell for task in tasks for cell in tuning_cells(task, task.chosen_arms(arms))])
     if tuned:
         rows = table_of(tuned)

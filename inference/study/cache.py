@@ -15,6 +15,11 @@ from inference.study.settings import Run
 FORMAT = 6
 
 
+def short(value: float) -> float:
+    """Six digits are more than a seed tells, and keep the files small."""
+    return float(f"{value:.6g}")
+
+
 @dataclass(frozen=True)
 class Record:
     """

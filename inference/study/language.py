@@ -1,14 +1,14 @@
 """The language model on the library's text, whose last block alone has experts: does its result depend on routing?"""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
 import pyro
 from torch import Tensor
 
-from inference.study.cache import Record
+from inference.study.cache import Record, short
 from inference.study.serving import AS_TRAINED, EXPERTS
 from inference.study.settings import SeedsRun
 from inference.training.crops import Crops
@@ -46,16 +46,6 @@ class LanguageRun(SeedsRun):
         return f"the library's text, router of {'bytes' if self.router == 'bytes' else 'hidden features'}"
 
 
-@dataclass
-class _Seeds:
-    """What is measured, by name, one number per seed."""
-
-    metrics: dict[str, list[float]] = field(default_factory=dict)
-
-    def add(self, name: str, value: Tensor) -> None:
-        self.metrics.setdefault(name, []).append(float(f"{value.item():.6g}"))
-
-
 def train_language(run: LanguageRun) -> Record:
     """
     Train and measure on one thread.
@@ -63,13 +53,16 @@ def train_language(run: LanguageRun) -> Record:
     :raises ValueError: on another arm than the two of a gate.
     """
     start = time.process_time()
-    seeds = _Seeds()
+    text = text_data()
+    held_out = windows(getattr(text, run.judged_on), run.context, run.context)
+    measured = []
     for seed in range(run.seed, run.seed + run.num_seeds):
         pyro.set_rng_seed(seed)
         model = language_model(run)
-        _fit(run, model)
-        _measure(run, model, seeds)
-    return Record(run.settings(), seeds.metrics, time.process_time() - start)
+        _fit(run, model, text.train)
+        measured.append(_measure(run, model, *held_out))
+    metrics = {name: [short(of_seed[name]) for of_seed in measured] for name in measured[0]}
+    return Record(run.settings(), metrics, time.process_time() - start)
 
 
 def language_model(run: LanguageRun) -> LanguageModel:
@@ -93,9 +86,9 @@ def _favourite(logits: Tensor, **options: Any) -> IndependentRouting:
     return IndependentRouting(CERTAIN * logits.detach(), **options)
 
 
-def _fit(run: LanguageRun, model: LanguageModel) -> None:
+def _fit(run: LanguageRun, model: LanguageModel, text: Tensor) -> None:
     elbo = TraceMixture_ELBO() if run.arm == "exact-marginal" else TraceRouting_ELBO()
-    batches = Crops(text_data().train, length=run.context, batch_size=run.batch_size)
+    batches = Crops(text, length=run.context, batch_size=run.batch_size)
 
     def loss() -> Tensor:
         x, y = next(batches)
@@ -106,15 +99,15 @@ def _fit(run: LanguageRun, model: LanguageModel) -> None:
         pass
 
 
-def _measure(run: LanguageRun, model: LanguageModel, seeds: _Seeds) -> None:
-    x, y = windows(getattr(text_data(), run.judged_on), run.context, run.context)
-    ways = EXPERTS if run.arm == "exact-marginal" else {AS_TRAINED: None}
+def _measure(run: LanguageRun, model: LanguageModel, x: Tensor, y: Tensor) -> dict[str, float]:
+    """By name and way to serve; those without a way are of the last one, all experts or as trained."""
+    measured: dict[str, float] = {}
+    if run.arm == "exact-marginal":
+        ways: dict[str, int | None] = {way: count or run.num_experts for way, count in EXPERTS.items()}
+    else:
+        ways = {AS_TRAINED: None}
     for way, num_selected in ways.items():
-        several = num_selected or run.num_experts
-        law = model.predict(x, num_selected=several if way in EXPERTS else None)
-        nats, wrong = -law.log_prob(y).mean(), (law.logits.argmax(-1) != y).double().mean()
-        seeds.add(f"nll, {way}", nats)
-        seeds.add(f"error, {way}", wrong)
-    # Of all experts, or as trained: the last way.
-    seeds.add("nll", nats)
-    seeds.add("error", wrong)
+        law = model.predict(x, num_selected=num_selected)
+        measured["nll"] = measured[f"nll, {way}"] = -law.log_prob(y).mean().item()
+        measured["error"] = measured[f"error, {way}"] = (law.logits.argmax(-1) != y).double().mean().item()
+    return measured

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from inference.study.arms import all_arms
-from inference.study.cache import Record
+from inference.study.cache import Record, short
 from inference.study.language import LanguageRun, train_language
 from inference.study.learners import Learner
 from inference.study.minibatch_problems import regimes_problem, table_problem
@@ -83,7 +83,7 @@ def _fit(run: Run, problem: Problem, learner: Learner, loss: Callable[[], Tensor
             if step % LOOK_EVERY == 0 or step + 1 == num_steps:
                 quartiles = _nll(learner, watched).double().quantile(torch.tensor(QUARTILES, dtype=torch.double))
                 for name, value in zip(curve, (step + 1, *quartiles.tolist())):
-                    curve[name].append(_short(value))
+                    curve[name].append(short(value))
     except NonFiniteLossError as error:
         # An outcome like any other: it is measured at its last finite parameters.
         stopped_at = error.step
@@ -129,9 +129,4 @@ def _picture(learner: Learner, x: Tensor, mean: Tensor) -> dict[str, list[Any]]:
 
 
 def _short_list(values: Tensor) -> list[float]:
-    return [_short(value) for value in values.tolist()]
-
-
-def _short(value: float) -> float:
-    """Six digits are more than a seed tells, and keep the files small."""
-    return float(f"{value:.6g}")
+    return [short(value) for value in values.tolist()]

@@ -13,11 +13,12 @@ DIGITS = {"robust": ("{:.3f} ± {:.3f}", 1), "error": ("{:.1f} ± {:.1f} %", 100
 
 
 def page(name: str) -> str:
-    """Without line breaks in sentences, and with the plain sign for minus."""
+    """With the plain sign for minus."""
     return (NOTEBOOKS / name).read_text(encoding="utf-8").replace("−", "-")
 
 
 def sentences(name: str) -> str:
+    """Without line breaks."""
     return " ".join(page(name).split())
 
 

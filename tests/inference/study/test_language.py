@@ -41,10 +41,10 @@ def test_a_frozen_router_stays_and_its_favourite_is_trained(router: str, monkeyp
     fit = language._fit
     before: list[dict[str, Tensor]] = []
 
-    def remember(run: LanguageRun, model: LanguageModel) -> None:
+    def remember(run: LanguageRun, model: LanguageModel, text: Tensor) -> None:
         models.append(model)
         before.append({name: value.clone() for name, value in model.state_dict().items()})
-        fit(run, model)
+        fit(run, model, text)
 
     monkeypatch.setattr(language, "_fit", remember)
     train_language(run_of("frozen-router", router=router))
